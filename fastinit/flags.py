@@ -1,0 +1,74 @@
+"""Who draws: `fast=`, the flag of a tensor, the environment, and the engine that a test forces."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor
+
+ATTRIBUTE = "_fastinit_flags"
+ENVIRONMENT = {None: None, "": None, "0": False, "1": True}
+ENGINES = ("reference", "cpu", "gpu", "eager")
+
+if os.environ.get("FASTINIT") not in ENVIRONMENT:
+    raise ValueError(f"FASTINIT is 0 (torch.nn.init), 1 (compiled or an error) or unset, got {os.environ['FASTINIT']!r}")
+default = ENVIRONMENT[os.environ.get("FASTINIT")]
+forced_engine: ContextVar[str | None] = ContextVar("fastinit_engine", default=None)
+_any_flag = False
+
+
+def flag(target: Tensor | torch.nn.Module, fast: bool | None) -> None:
+    """From now on `target` (each parameter and buffer of a module) is initialised so, unless a call says otherwise.
+
+    `fast` as in every initialiser: False for torch.nn.init itself, True for a compiled engine or an error, None to
+    take the flag off. It stays with the tensor's memory, and so with `.data` and `nn.Parameter(tensor)`, and with the tensor
+    object, and so with a parameter through `module.to`. (`module.to_empty` makes other tensors: flag them again.)
+    """
+    if fast not in (True, False, None):
+        raise ValueError(f"fast is True, False or None, got {fast!r}")
+    if isinstance(target, torch.nn.Module):
+        for tensor in (*target.parameters(), *target.buffers()):
+            flag(tensor, fast)
+        return
+    if not isinstance(target, Tensor):
+        raise TypeError(f"flag takes a tensor or a module, got {type(target).__name__}")
+    global _any_flag
+    _any_flag = True
+    setattr(target, ATTRIBUTE, fast)
+    with contextlib.suppress(NotImplementedError):  # a tensor without memory of its own
+        storage = target.untyped_storage()
+        flags = storage.__dict__.setdefault(ATTRIBUTE, {})
+        flags[target.storage_offset(), target.numel()] = fast
+
+
+def flag_of(tensor: Tensor) -> bool | None:
+    """The flag that `tensor` or its memory carries, else what the environment says."""
+    if _any_flag:
+        own: bool | None = getattr(tensor, ATTRIBUTE, None)
+        if own is not None:
+            return own
+        with contextlib.suppress(NotImplementedError):
+            flags = getattr(tensor.untyped_storage(), ATTRIBUTE, {})
+            shared: bool | None = flags.get((tensor.storage_offset(), tensor.numel()))
+            if shared is not None:
+                return shared
+    return default
+
+
+@contextlib.contextmanager
+def use_engine(name: str) -> Iterator[None]:
+    """Within the context this engine draws everything: reference, cpu, gpu or eager. For tests and benchmarks.
+
+    Raises `ValueError` for another name; a call that the engine cannot serve raises `RuntimeError`.
+    """
+    if name not in ENGINES:
+        raise ValueError(f"use_engine takes one of {', '.join(ENGINES)}; got {name!r}")
+    token = forced_engine.set(name)
+    try:
+        yield
+    finally:
+        forced_engine.reset(token)

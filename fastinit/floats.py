@@ -1,0 +1,67 @@
+"""What a floating-point dtype can hold: neighbours of a number, without a library that differs between machines."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+
+
+class Format(NamedTuple):
+    """An IEEE-like binary format: bits of significand, exponent of the smallest subnormal, greatest number."""
+
+    precision: int
+    smallest: int
+    greatest: float
+
+
+FORMATS = {
+    torch.float64: Format(53, -1074, math.ldexp(2 - 2**-52, 1023)),
+    torch.float32: Format(24, -149, math.ldexp(2 - 2**-23, 127)),
+    torch.bfloat16: Format(8, -133, math.ldexp(2 - 2**-7, 127)),
+    torch.float16: Format(11, -24, 65504.0),
+}
+
+
+def spacing(x: float, dtype: torch.dtype) -> float:
+    """The distance between neighbours of `dtype` around x, on the side away from zero."""
+    form = FORMATS[dtype]
+    exponent = math.frexp(x)[1] - form.precision if x else form.smallest
+    return math.ldexp(1.0, max(exponent, form.smallest))
+
+
+def at_most(x: float, dtype: torch.dtype) -> float:
+    """The greatest number of `dtype` that is not above x."""
+    greatest = FORMATS[dtype].greatest
+    if math.isinf(x) or abs(x) > greatest:
+        return greatest if x > 0 else -math.inf
+    step = spacing(x, dtype)
+    return math.floor(x / step) * step + 0.0  # + 0.0: no negative zero
+
+
+def at_least(x: float, dtype: torch.dtype) -> float:
+    """The smallest number of `dtype` that is not below x."""
+    return -at_most(-x, dtype) + 0.0
+
+
+def below(x: float, dtype: torch.dtype) -> float:
+    """The greatest number of `dtype` below x."""
+    held = at_most(x, dtype)
+    if held < x:
+        return held
+    step = spacing(x, dtype)
+    # Just below a power of two the neighbours lie twice as dense.
+    if x > 0 and math.frexp(x)[0] == 0.5 and step > math.ldexp(1.0, FORMATS[dtype].smallest):
+        step /= 2
+    return x - step + 0.0
+
+
+def nearest(x: float, dtype: torch.dtype) -> float:
+    """x rounded to `dtype`, half to even; infinite beyond its range."""
+    if math.isinf(x) or math.isnan(x):
+        return x
+    form = FORMATS[dtype]
+    step = spacing(x, dtype)
+    held = round(x / step) * step
+    return held if abs(held) <= form.greatest else math.copysign(math.inf, x)

@@ -1,0 +1,4 @@
+"""How to draw it fast: one arithmetic, and the engines that run it. Knows torch and numba, never fastinit."""
+
+if __name__ != "fastinit.kernels":
+    raise ImportError("this folder is shipped as fastinit.kernels; import that instead")

@@ -1,0 +1,9 @@
+"""Ships the top-level folder kernels/ as fastinit.kernels; everything else is in pyproject.toml."""
+
+from setuptools import setup
+
+setup(
+    packages=["fastinit", "fastinit.kernels"],
+    package_dir={"fastinit": "fastinit", "fastinit.kernels": "kernels"},
+    package_data={"fastinit": ["py.typed"]},
+)
