@@ -7,10 +7,9 @@ on a dense grid, in 120 digits), its coefficients then rounded to the dtype that
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-import math
 
 import numpy as np
 from mpmath import mp, mpf

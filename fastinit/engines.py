@@ -61,6 +61,7 @@ class StagedEngine:
     def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
         return self.engine.why_not(torch.device("cpu"), dtype)
 
+    @torch.no_grad()
     def fill(self, out: Tensor, draw: Draw, first: int, steps: Sequence[int] | None) -> None:
         steps = row_major(out.shape) if steps is None else steps
         for part, start in parts(out, first, steps, STAGING):
@@ -76,7 +77,7 @@ def _default(device_type: str) -> Engine:
     if not isinstance(cpu, str):
         return cpu if device_type == "cpu" else StagedEngine(cpu)
     warnings.warn(
-        f"fastinit draws with plain torch operations, slower but with the same bits: its CPU engine does not work here ({cpu})",
+        f"fastinit draws with plain torch operations (same bits, slower): its CPU engine does not work here: {cpu}",
         RuntimeWarning,
         stacklevel=2,
     )
@@ -93,15 +94,16 @@ def choose(tensor: Tensor, fast: bool | None) -> Engine:
     """
     name = forced_engine.get()
     if name is None:
-        engine = _default(tensor.device.type)
+        engine = _default("cpu" if tensor.is_cpu else tensor.device.type)
         if fast and not engine.compiled:
             reason = load("cpu") if tensor.is_cpu else f"there is no compiled engine for {tensor.device.type} tensors"
-            raise RuntimeError(f"fast=True needs a compiled engine: {reason}; leave fast=True out to have the same bits, slower")
+            raise RuntimeError(
+                f"fast=True needs a compiled engine: {reason}; leave fast=True out to have the same bits, slower"
+            )
         return engine
     found = load(name)
-    reason = found if isinstance(found, str) else found.why_not(tensor.device, tensor.dtype)
-    if isinstance(found, str) or reason is not None:
-        raise RuntimeError(f"use_engine({name!r}): this engine cannot draw here: {reason}")
+    if isinstance(found, str) or (reason := found.why_not(tensor.device, tensor.dtype)) is not None:
+        raise RuntimeError(f"use_engine({name!r}): it cannot draw here: {found if isinstance(found, str) else reason}")
     if fast and not found.compiled:
         raise RuntimeError(f"fast=True needs a compiled engine, and use_engine({name!r}) asks for one that is not")
     return found

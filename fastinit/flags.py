@@ -12,10 +12,12 @@ from torch import Tensor
 
 ATTRIBUTE = "_fastinit_flags"
 ENVIRONMENT = {None: None, "": None, "0": False, "1": True}
-ENGINES = ("reference", "cpu", "gpu", "eager")
+ENGINES = ("reference", "cpu", "eager")
 
 if os.environ.get("FASTINIT") not in ENVIRONMENT:
-    raise ValueError(f"FASTINIT is 0 (torch.nn.init), 1 (compiled or an error) or unset, got {os.environ['FASTINIT']!r}")
+    raise ValueError(
+        f"FASTINIT is 0 (torch.nn.init), 1 (compiled or an error) or unset, got {os.environ['FASTINIT']!r}"
+    )
 default = ENVIRONMENT[os.environ.get("FASTINIT")]
 forced_engine: ContextVar[str | None] = ContextVar("fastinit_engine", default=None)
 _any_flag = False
@@ -25,8 +27,8 @@ def flag(target: Tensor | torch.nn.Module, fast: bool | None) -> None:
     """From now on `target` (each parameter and buffer of a module) is initialised so, unless a call says otherwise.
 
     `fast` as in every initialiser: False for torch.nn.init itself, True for a compiled engine or an error, None to
-    take the flag off. It stays with the tensor's memory, and so with `.data` and `nn.Parameter(tensor)`, and with the tensor
-    object, and so with a parameter through `module.to`. (`module.to_empty` makes other tensors: flag them again.)
+    take the flag off. It stays with the tensor's memory, and so with `.data` and `nn.Parameter(tensor)`, and with the
+    tensor object, and so with a parameter through `module.to`. `module.to_empty` makes other tensors: flag them again.
     """
     if fast not in (True, False, None):
         raise ValueError(f"fast is True, False or None, got {fast!r}")
@@ -61,7 +63,7 @@ def flag_of(tensor: Tensor) -> bool | None:
 
 @contextlib.contextmanager
 def use_engine(name: str) -> Iterator[None]:
-    """Within the context this engine draws everything: reference, cpu, gpu or eager. For tests and benchmarks.
+    """Within the context this engine draws everything: reference, cpu or eager. For tests and benchmarks.
 
     Raises `ValueError` for another name; a call that the engine cannot serve raises `RuntimeError`.
     """

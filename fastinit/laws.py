@@ -1,8 +1,8 @@
 """The laws that samples follow, and what the engines need to know of each.
 
 A law knows its moments and its distribution function exactly (tests and reports judge samples by them), and turns
-itself, for an output dtype, into the arithmetic's parameters: numbers that the working precision holds, made by correctly
-rounded operations only, so that they are the same on every platform.
+itself, for an output dtype, into the arithmetic's parameters: numbers that the working precision holds, made by
+correctly rounded operations only, so that they are the same on every platform.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 
 from . import gaussian
-from .floats import FORMATS, at_least, at_most, below, nearest
+from .floats import at_least, at_most, below, nearest
 
 Parameters = tuple[str, tuple[float, ...]]
 
@@ -24,7 +24,10 @@ Parameters = tuple[str, tuple[float, ...]]
 CENTRAL_UP_TO = 3.04  # both bounds: one polynomial for the quantile
 TAIL_FROM = 4.0  # the nearer bound: the quantile of a tail
 POINT_FROM = 10**20  # the nearer bound: nothing but that bound can be told apart
-NARROW_UP_TO = {32: Decimal("0.25"), 64: Decimal("0.03125")}  # interval width, times the distance from the mean where that is above 1
+NARROW_UP_TO = {
+    32: Decimal("0.25"),
+    64: Decimal("0.03125"),
+}  # interval width, times the distance from the mean where that is above 1
 # How far a Box-Muller normal can reach: sqrt(-2 ln 2^-33) and sqrt(-2 ln 2^-65).
 REACH = {32: 6.77, 64: 9.5}
 SERIES_NARROW = 9
@@ -247,16 +250,14 @@ def _narrow(law: TruncNormal, number: torch.dtype, lowest: float, highest: float
             series.append(flip * value * power / factorial * Decimal(law.scale))
             derivative = [k * c for k, c in enumerate(polynomial)][1:]
             raised = [Decimal(0)] + [n * c for c in polynomial]
-            polynomial = [
-                (derivative[k] if k < len(derivative) else 0) + raised[k] for k in range(len(raised))
-            ]
+            polynomial = [(derivative[k] if k < len(derivative) else 0) + raised[k] for k in range(len(raised))]
         middle = Decimal(law.centre) + sign * z * Decimal(law.scale)
         rounded = [nearest(float(c), number) for c in (middle, *reversed(series))]
     return (rounded[0], lowest, highest, *rounded[1:])
 
 
 def _tail(law: TruncNormal, number: torch.dtype, lowest: float, highest: float) -> tuple[float, ...]:
-    """The quantile as a polynomial in r = -2 ln(share of the tail's mass that lies beyond), by Chebyshev interpolation."""
+    """The quantile as a polynomial in r = -2 ln(share of the tail's mass beyond), by Chebyshev interpolation."""
     width = width_of(number)
     low, high = law.bounds
     with localcontext(gaussian.DIGITS):

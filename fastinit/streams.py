@@ -17,9 +17,9 @@ MASK = (1 << 64) - 1
 class Stream:
     """An endless row of random numbers, the same on every device, engine, thread count and sharding.
 
-    `seed` and `id` are whole numbers in [0, 2^64): Philox's key is (low 32 bits, high 32 bits) of the seed, words 2 and 3
-    of its counter are those of the id. Element i of a tensor filled from a stream depends on the stream, i and
-    the law alone. Raises `ValueError` for a number out of range, `TypeError` for what is no whole number.
+    `seed` and `id` are whole numbers in [0, 2^64): Philox's key is (low 32 bits, high 32 bits) of the seed, words 2 and
+    3 of its counter are those of the id. Element i of a tensor filled from a stream depends on the stream, i and the
+    law alone. Raises `ValueError` for a number out of range, `TypeError` for what is no whole number.
     """
 
     seed: int

@@ -11,8 +11,8 @@ Numba, Triton and plain torch the same bits. So: no library function but `sqrt` 
 multiplication followed by an addition that a compiler may contract (`fma` says so explicitly), and no
 reordering. Python numbers in an expression take the type of the other operand.
 
-Integers are unsigned 32-bit words (`u32`) unless they are the bits of a float, which are signed. An engine may hold words in a
-wider type, so whatever can leave 32 bits goes through `u32(...)`.
+Integers are unsigned 32-bit words (`u32`) unless they are the bits of a float, which are signed. An engine may hold
+words in a wider type, so whatever can leave 32 bits goes through `u32(...)`.
 """
 
 from __future__ import annotations

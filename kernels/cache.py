@@ -1,8 +1,8 @@
 """Compiled kernels on disk.
 
-Numba's own cache watches the file that a function stands in; these kernels are made from several, so a kernel's file is named
-after a digest of everything that it was compiled from and for: the sources here, the versions of Numba and
-LLVM, Python's version, the CPU and its features. Nothing is ever stale, only unused.
+Numba's own cache watches the file that a function stands in; these kernels are made from several, so a kernel's file
+is named after a digest of everything that it was compiled from and for: the sources here, the versions of Numba, LLVM
+and Python, the CPU and its features. Nothing is ever stale, only unused.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def folder() -> Path | None:
 
 
 def is_ours(path: Path) -> bool:
-    """Whether `path` is, or can be made, a folder that we can write and nobody else can: what lies there is executed."""
+    """Whether `path` is, or can be made, a folder that only we can write: what lies there is executed."""
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = path.lstat()

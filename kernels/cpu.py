@@ -6,7 +6,6 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import numba
 import torch
 from llvmlite import ir
 from numba import njit, types
@@ -26,7 +25,9 @@ ROUNDINGS = {torch.bfloat16: "round_to_bfloat16", torch.float16: "round_to_float
 SCRATCH_ALIGNMENT = 64  # a cache line, and the widest vector store
 
 
-def sampled_block(builder: ir.IRBuilder, kind: str, dtype: torch.dtype, block: Any, seed: Any, stream: Any, parameters: Sequence[Any]) -> list[Lanes]:
+def sampled_block(
+    builder: ir.IRBuilder, kind: str, dtype: torch.dtype, block: Any, seed: Any, stream: Any, parameters: Sequence[Any]
+) -> list[Lanes]:
     """Instructions for all samples of one block, sixteen to a vector, as `dtype`'s own bits or floats."""
     width = WIDTHS[dtype]
 
@@ -48,7 +49,9 @@ def sampled_block(builder: ir.IRBuilder, kind: str, dtype: torch.dtype, block: A
     lanes = [lane.spread() for lane in sample_lanes(ARITHMETIC[width], width, kind, words, arguments)]
     if dtype in ROUNDINGS:
         lanes = [getattr(ARITHMETIC[32], ROUNDINGS[dtype])(lane) for lane in lanes]
-        return [Lanes(builder, "u16", builder.trunc(lane.value, ir.VectorType(ir.IntType(16), LANES))) for lane in lanes]
+        return [
+            Lanes(builder, "u16", builder.trunc(lane.value, ir.VectorType(ir.IntType(16), LANES))) for lane in lanes
+        ]
     return lanes
 
 
@@ -56,8 +59,8 @@ def block_writer(kind: str, dtype: torch.dtype) -> Any:
     """A Numba intrinsic that writes one block of samples to an address."""
 
     @intrinsic
-    def write_block(context, address, block, seed, stream, streaming, parameters):  # type: ignore[no-untyped-def]
-        def build(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def write_block(context, address, block, seed, stream, streaming, parameters):
+        def build(context, builder, signature, arguments):
             address, block, seed, stream, streaming, parameters = arguments
             unpacked = cgutils.unpack_tuple(builder, parameters)
             lanes = sampled_block(builder, kind, dtype, block, seed, stream, unpacked)
@@ -84,10 +87,10 @@ def block_writer(kind: str, dtype: torch.dtype) -> Any:
 
 
 @intrinsic(prefer_literal=True)
-def scratch(context, size):  # type: ignore[no-untyped-def]
+def scratch(context, size):
     """The address of `size` (a literal) bytes on the stack."""
 
-    def build(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def build(context, builder, signature, arguments):
         place = cgutils.alloca_once(builder, ir.ArrayType(ir.IntType(8), size.literal_value))
         place.align = SCRATCH_ALIGNMENT
         return builder.ptrtoint(place, ir.IntType(64))
@@ -96,16 +99,16 @@ def scratch(context, size):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def load_int64(context, address):  # type: ignore[no-untyped-def]
-    def build(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+def load_int64(context, address):
+    def build(context, builder, signature, arguments):
         return builder.load(builder.inttoptr(arguments[0], ir.IntType(64).as_pointer()))
 
     return types.int64(address), build
 
 
 @intrinsic
-def copy_bytes(context, target, source, count):  # type: ignore[no-untyped-def]
-    def build(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+def copy_bytes(context, target, source, count):
+    def build(context, builder, signature, arguments):
         byte = ir.IntType(8).as_pointer()
         target, source, count = arguments
         cgutils.raw_memcpy(builder, builder.inttoptr(target, byte), builder.inttoptr(source, byte), count, 1)
@@ -115,11 +118,11 @@ def copy_bytes(context, target, source, count):  # type: ignore[no-untyped-def]
 
 
 @intrinsic(prefer_literal=True)
-def copy_element(context, target, source, size):  # type: ignore[no-untyped-def]
+def copy_element(context, target, source, size):
     """One element of `size` (a literal) bytes."""
     element = ir.IntType(8 * size.literal_value)
 
-    def build(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def build(context, builder, signature, arguments):
         target, source, _ = arguments
         value = builder.load(builder.inttoptr(source, element.as_pointer()), align=1)
         builder.store(value, builder.inttoptr(target, element.as_pointer()), align=1)
@@ -129,10 +132,10 @@ def copy_element(context, target, source, size):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def fence(context):  # type: ignore[no-untyped-def]
+def fence(context):
     """Makes non-temporal stores visible to other threads before whatever comes next."""
 
-    def build(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def build(context, builder, signature, arguments):
         builder.fence("seq_cst")
         return context.get_dummy_value()
 
@@ -156,7 +159,7 @@ def build_kernel(kind: str, dtype: torch.dtype, contiguous: bool) -> Callable[..
     size = dtype.itemsize
     scratch_bytes = block_elements * size
 
-    def kernel(address, first, length, start, stop, stride, outer, table, seed, stream, streaming, parameters):  # type: ignore[no-untyped-def]
+    def kernel(address, first, length, start, stop, stride, outer, table, seed, stream, streaming, parameters):
         spare = scratch(scratch_bytes)
         position = start
         while position < stop:
@@ -195,13 +198,15 @@ def build_kernel(kind: str, dtype: torch.dtype, contiguous: bool) -> Callable[..
         if streaming:
             fence()
 
-    kernel.__name__ = kernel.__qualname__ = f"{kind}_{str(dtype).removeprefix('torch.')}{'' if contiguous else '_strided'}"
+    kernel.__name__ = kernel.__qualname__ = (
+        f"{kind}_{str(dtype).removeprefix('torch.')}{'' if contiguous else '_strided'}"
+    )
     return kernel
 
 
 @functools.cache
 def kernel(kind: str, dtype: torch.dtype, contiguous: bool, parameters: int) -> Callable[..., None]:
-    """The compiled kernel of a law (with its number of parameters) for an output dtype, from disk if it has been compiled before."""
+    """A law's compiled kernel for an output dtype, from disk where it can be; `parameters` is how many it takes."""
     source = build_kernel(kind, dtype, contiguous)
     dispatcher = njit(nogil=True, error_model="numpy")(source)
     dispatcher._cache = KernelCache(source.__name__)
@@ -263,15 +268,18 @@ class CpuEngine:
 
     def fill(self, out: torch.Tensor, draw: Draw, first: int, steps: Sequence[int] | None) -> None:
         kind, parameters, seed, stream = draw
+        seed, stream = as_signed(seed), as_signed(stream)
         dtype, count, address = out.dtype, out.numel(), out.data_ptr()
-        length, stride, outer = count, dtype.itemsize, []
-        if steps is not None or not out.is_contiguous():
-            length, stride, outer = runs_of(out, row_major(out.shape) if steps is None else steps)
-        write = kernel(kind, dtype, stride == dtype.itemsize, len(parameters))
-        # Lives until the last thread is done, because this frame does.
-        table = torch.tensor(outer, dtype=torch.int64)
-        place = (stride, len(outer), table.data_ptr() if outer else 0, as_signed(seed), as_signed(stream))
         size = count * dtype.itemsize
+        if steps is None and size < THREADS_FROM and out.is_contiguous():
+            write = kernel(kind, dtype, True, len(parameters))
+            write(address, first, count, 0, count, dtype.itemsize, 0, 0, seed, stream, 0, parameters)
+            return
+        length, stride, outer = runs_of(out, row_major(out.shape) if steps is None else steps)
+        write = kernel(kind, dtype, stride == dtype.itemsize, len(parameters))
+        # The table lives until the last thread is done, because this frame does.
+        table = torch.tensor(outer, dtype=torch.int64, device="cpu") if outer else None
+        place = (stride, len(outer), 0 if table is None else table.data_ptr(), seed, stream)
         if size < THREADS_FROM:
             write(address, first, length, 0, count, *place, 0, parameters)
             return
@@ -290,7 +298,7 @@ class CpuEngine:
 
 
 def piece_length(count: int, threads: int, dtype: torch.dtype) -> int:
-    """How many elements a thread takes at a time: whole blocks, a few pieces a thread, none too small to be worth it."""
+    """How many elements a thread takes at a time: whole blocks, a few pieces a thread, none too small to pay."""
     least = THREADS_FROM // (2 * dtype.itemsize)
     fair = -(-count // (PIECES_A_THREAD * threads))
     block = block_size(WIDTHS[dtype])

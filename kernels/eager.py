@@ -129,6 +129,7 @@ class EagerEngine:
             return "it needs float64, which mps has not"
         return None if dtype in WIDTHS else f"the stream contract does not cover {dtype}"
 
+    @torch.no_grad()
     def fill(self, out: Tensor, draw: Draw, first: int, steps: Sequence[int] | None) -> None:
         width, own = WIDTHS[out.dtype], row_major(out.shape)
         steps = own if steps is None else steps

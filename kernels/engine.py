@@ -52,7 +52,9 @@ def block_size(width: int) -> int:
     return COLUMNS * lanes_in_block(width)
 
 
-def sample_lanes(bound: types.SimpleNamespace, width: int, kind: str, words: Sequence[Any], parameters: Sequence[Any]) -> list[Any]:
+def sample_lanes(
+    bound: types.SimpleNamespace, width: int, kind: str, words: Sequence[Any], parameters: Sequence[Any]
+) -> list[Any]:
     """The samples that one counter's four words give, one a lane, in the working precision."""
     law = getattr(bound, kind)
     head = SERIES_AFTER.get(kind)
@@ -73,9 +75,7 @@ def row_major(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(reversed(steps))
 
 
-def parts(
-    out: torch.Tensor, first: int, steps: Sequence[int], limit: int
-) -> Iterator[tuple[torch.Tensor, int]]:
+def parts(out: torch.Tensor, first: int, steps: Sequence[int], limit: int) -> Iterator[tuple[torch.Tensor, int]]:
     """`out` cut into parts of at most `limit` elements, each with its own first element; steps stay.
 
     Cuts the outermost dimension that still can be cut, so that a part's elements are neighbours.

@@ -28,7 +28,7 @@ def madvise() -> Callable[[int, int, int], int] | None:
         return None
     function = ctypes.CDLL(None, use_errno=True).madvise
     function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def advise_huge_pages(address: int, size: int) -> None:

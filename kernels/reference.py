@@ -23,7 +23,8 @@ def fma_32(x: Any, y: Any, z: Any) -> Array:
 
 
 def fma_64(x: Any, y: Any, z: Any) -> Array:
-    return exact.fma(*(np.asarray(v, np.float64) for v in (x, y, z)), np)  # type: ignore[no-any-return]
+    x, y, z = (np.asarray(v, np.float64) for v in (x, y, z))
+    return exact.fma(x, y, z, np)  # type: ignore[no-any-return]
 
 
 def mulhilo(a: Array, b: int) -> tuple[Array, Array]:
@@ -97,6 +98,7 @@ class ReferenceEngine:
     def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
         return None if dtype in WIDTHS else f"the stream contract does not cover {dtype}"
 
+    @torch.no_grad()
     def fill(self, out: torch.Tensor, draw: Draw, first: int, steps: Sequence[int] | None) -> None:
         steps = row_major(out.shape) if steps is None else steps
         with np.errstate(over="ignore"):  # words wrap

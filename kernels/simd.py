@@ -36,9 +36,13 @@ class Lanes:
         if not self.shared:
             return self
         vector = ir.VectorType(TYPES[self.kind], LANES)
-        first = self.builder.insert_element(ir.Constant(vector, ir.Undefined), self.value, ir.Constant(ir.IntType(32), 0))
+        first = self.builder.insert_element(
+            ir.Constant(vector, ir.Undefined), self.value, ir.Constant(ir.IntType(32), 0)
+        )
         mask = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
-        return Lanes(self.builder, self.kind, self.builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), mask))
+        return Lanes(
+            self.builder, self.kind, self.builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), mask)
+        )
 
     def constant(self, number: float) -> Lanes:
         """A Python number of this kind, shared."""
@@ -132,7 +136,9 @@ def _intrinsic(name: str, *arguments: Lanes) -> Lanes:
     suffix = ("f32" if first.kind == "f32" else "f64") if first.shared else f"v{LANES}{first.kind}"
     function_type = ir.FunctionType(kind, [kind] * len(arguments))
     module = first.builder.module
-    function = module.globals.get(f"llvm.{name}.{suffix}") or ir.Function(module, function_type, f"llvm.{name}.{suffix}")
+    function = module.globals.get(f"llvm.{name}.{suffix}") or ir.Function(
+        module, function_type, f"llvm.{name}.{suffix}"
+    )
     return Lanes(first.builder, first.kind, first.builder.call(function, [argument.value for argument in arguments]))
 
 

@@ -30,7 +30,7 @@ class Job:
             try:
                 if self.error is None:
                     self.task(piece)
-            except BaseException as error:  # noqa: BLE001  (raised again by `run`, in the caller's thread)
+            except BaseException as error:  # raised again by `run`, in the caller's thread
                 self.error = error
             finally:
                 with self.lock:

@@ -1,0 +1,50 @@
+"""Fan-in and fan-out: how many inputs and outputs a weight joins, by torch's rule or a layout of one's own."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch.nn.init
+
+from .regions import Target
+
+torch_init: Any = torch.nn.init  # its stubs know nothing of shards
+AXES = {"o": "output features", "i": "input features", "s": "receptive field", "b": "batch of independent weights"}
+
+
+def fans(tensor: Target, layout: str | None = None) -> tuple[int, int]:
+    """(fan_in, fan_out) of a weight.
+
+    Without a layout as torch has it: dimension 0 is output features, 1 input features, the rest the receptive field.
+    A layout has a letter for each dimension: `o` output features, `i` input features, `s` receptive field, `b` a
+    batch of independent weights, which no fan counts. "io" is a weight used as `x @ w`, "bio" one for each expert. A
+    letter may come more than once. Raises torch's `ValueError` for fewer than two dimensions, and `ValueError` for a
+    layout that does not fit.
+    """
+    if layout is None:
+        fan_in, fan_out = torch_init._calculate_fan_in_and_fan_out(tensor)
+        return fan_in, fan_out
+    if not isinstance(layout, str) or set(layout) - set(AXES):
+        legend = ", ".join(f"{letter} ({meaning})" for letter, meaning in AXES.items())
+        raise ValueError(f"a layout is a string of the letters {legend}; got {layout!r}")
+    if len(layout) != tensor.dim():
+        raise ValueError(
+            f"layout {layout!r} names {len(layout)} dimensions, the tensor has {tensor.dim()}: {tuple(tensor.shape)}"
+        )
+    if "i" not in layout or "o" not in layout:
+        raise ValueError(f"a layout needs input and output features (i and o), got {layout!r}")
+
+    def extent(letter: str) -> int:
+        return math.prod(size for size, axis in zip(tensor.shape, layout, strict=True) if axis == letter)
+
+    return extent("i") * extent("s"), extent("o") * extent("s")
+
+
+def chosen_fan(tensor: Target, mode: Any, layout: str | None = None) -> int:
+    """The fan that `mode` ("fan_in" or "fan_out") names. Raises torch's `ValueError` for another mode."""
+    if layout is None:
+        return int(torch_init._calculate_correct_fan(tensor, mode))
+    if mode.lower() not in ("fan_in", "fan_out"):
+        torch_init._calculate_correct_fan(tensor, mode)  # raises in torch's words
+    return fans(tensor, layout)[mode.lower() == "fan_out"]

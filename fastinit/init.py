@@ -1,0 +1,363 @@
+"""torch.nn.init, compiled: the same names, signatures, return values, errors and warnings.
+
+Every function takes torch's own arguments, and a `fastinit.shard` in place of a tensor. Those that draw
+also take, by keyword:
+
+* `fast`: None draws with the fastest engine that can, and leaves to torch.nn.init what the stream contract does not
+  cover; True insists on a compiled engine; False is torch.nn.init itself, with its own bits.
+* `stream`: the `fastinit.Stream` to draw from, instead of `generator` or torch's default CPU generator.
+* `layout` (where there are fans): which dimension is what; see `fastinit.fans.fans`.
+
+The numbers drawn are not torch's; their distributions are.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.init
+from torch import Generator
+
+from . import matrices
+from .fans import chosen_fan, fans
+from .fill import fill, torch_draws
+from .floats import FORMATS
+from .laws import Normal, TruncNormal, Uniform, Words
+from .regions import Shard, Target
+from .streams import Stream, check_source
+
+T = TypeVar("T", bound=Target)
+NUMBERS = {float, int}
+
+torch_init: Any = torch.nn.init  # its stubs know nothing of shards
+
+calculate_gain = torch.nn.init.calculate_gain
+_calculate_fan_in_and_fan_out = torch_init._calculate_fan_in_and_fan_out
+_calculate_correct_fan = torch_init._calculate_correct_fan
+_make_deprecate = torch_init._make_deprecate
+
+
+def uniform_(
+    tensor: T,
+    a: float = 0.0,
+    b: float = 1.0,
+    generator: Generator | None = None,
+    *,
+    fast: bool | None = None,
+    stream: Stream | None = None,
+) -> T:
+    """Fill with samples uniform on [a, b), as `torch.nn.init.uniform_`."""
+    if torch_draws(tensor, generator, fast, stream):
+        return _torch(torch_init.uniform_, tensor, a, b, generator)
+    return _uniform(tensor, a, b, generator, fast, stream)
+
+
+def normal_(
+    tensor: T,
+    mean: float = 0.0,
+    std: float = 1.0,
+    generator: Generator | None = None,
+    *,
+    fast: bool | None = None,
+    stream: Stream | None = None,
+) -> T:
+    """Fill with samples of N(mean, std^2), as `torch.nn.init.normal_`; none beyond 6.77 std (9.5 in float64)."""
+    if torch_draws(tensor, generator, fast, stream):
+        return _torch(torch_init.normal_, tensor, mean, std, generator)
+    return _normal(tensor, mean, std, generator, fast, stream)
+
+
+def trunc_normal_(
+    tensor: T,
+    mean: float = 0.0,
+    std: float = 1.0,
+    a: float = -2.0,
+    b: float = 2.0,
+    generator: Generator | None = None,
+    *,
+    fast: bool | None = None,
+    stream: Stream | None = None,
+) -> T:
+    """Fill with samples of N(mean, std^2) given that they fall in [a, b], as `torch.nn.init.trunc_normal_`.
+
+    By inverse distribution function: one pass and no redrawing, for bounds anywhere, infinite ones too.
+    No value lies outside [a, b], as the tensor's dtype rounds.
+    """
+    if torch_draws(tensor, generator, fast, stream):
+        return _torch(torch_init.trunc_normal_, tensor, mean, std, a, b, generator)
+    if std == 0:
+        raise ZeroDivisionError(f"trunc_normal_ needs std > 0, got {std}; use constant_ for a constant")
+    numbers = _numbers(tensor, torch_init.trunc_normal_, mean, std, a, b)
+    if numbers is None or not (math.isfinite(numbers[0]) and 0 < numbers[1] < math.inf and numbers[2] <= numbers[3]):
+        return _by_torch(tensor, stream, torch_init.trunc_normal_, mean, std, a, b, generator)
+    if not tensor.is_meta and (mean < a - 2 * std or mean > b + 2 * std):
+        warnings.warn(
+            "mean is more than 2 std from [a, b] in nn.init.trunc_normal_. "
+            "The distribution of values may be incorrect.",
+            stacklevel=2,
+        )
+    return fill(tensor, TruncNormal(*numbers), generator, fast=fast, stream=stream)
+
+
+def bits_(tensor: T, generator: Generator | None = None, *, stream: Stream | None = None) -> T:
+    """Fill an int32 tensor with raw Philox words (element i: as float32 laws see it). For tests of the generator.
+
+    Raises `TypeError` for another dtype.
+    """
+    if tensor.dtype is not torch.int32:
+        raise TypeError(f"bits_ fills int32 tensors, got {tensor.dtype}")
+    check_source(generator, stream)
+    return fill(tensor, Words(), generator, stream=stream)
+
+
+def constant_(tensor: T, val: float) -> T:
+    """Fill with `val`; torch.nn.init.constant_ itself, for shards too."""
+    torch_init.constant_(_local(tensor), val)
+    return tensor
+
+
+def ones_(tensor: T) -> T:
+    """Fill with 1; torch.nn.init.ones_ itself, for shards too."""
+    torch_init.ones_(_local(tensor))
+    return tensor
+
+
+def zeros_(tensor: T) -> T:
+    """Fill with 0; torch.nn.init.zeros_ itself, for shards too."""
+    torch_init.zeros_(_local(tensor))
+    return tensor
+
+
+def xavier_uniform_(
+    tensor: T,
+    gain: float = 1.0,
+    generator: Generator | None = None,
+    *,
+    fast: bool | None = None,
+    stream: Stream | None = None,
+    layout: str | None = None,
+) -> T:
+    """Uniform with std gain * sqrt(2 / (fan_in + fan_out)), as torch has it (Glorot and Bengio 2010, equation 16)."""
+    if (by_torch := torch_draws(tensor, generator, fast, stream)) and layout is None:
+        return _torch(torch_init.xavier_uniform_, tensor, gain, generator)
+    bound = math.sqrt(3.0) * _xavier_std("xavier_uniform_", tensor, gain, layout)
+    if by_torch:
+        return _torch(torch_init.uniform_, tensor, -bound, bound, generator)
+    return _uniform(tensor, -bound, bound, generator, fast, stream)
+
+
+def xavier_normal_(
+    tensor: T,
+    gain: float = 1.0,
+    generator: Generator | None = None,
+    *,
+    fast: bool | None = None,
+    stream: Stream | None = None,
+    layout: str | None = None,
+) -> T:
+    """Normal with std gain * sqrt(2 / (fan_in + fan_out)), as torch has it (Glorot and Bengio 2010, equation 12)."""
+    if (by_torch := torch_draws(tensor, generator, fast, stream)) and layout is None:
+        return _torch(torch_init.xavier_normal_, tensor, gain, generator)
+    std = _xavier_std("xavier_normal_", tensor, gain, layout)
+    if by_torch:
+        return _torch(torch_init.normal_, tensor, 0.0, std, generator)
+    return _normal(tensor, 0.0, std, generator, fast, stream)
+
+
+def kaiming_uniform_(
+    tensor: T,
+    a: float = 0,
+    mode: Any = "fan_in",
+    nonlinearity: Any = "leaky_relu",
+    generator: Generator | None = None,
+    *,
+    fast: bool | None = None,
+    stream: Stream | None = None,
+    layout: str | None = None,
+) -> T:
+    """Uniform with std gain / sqrt(fan), as torch has it (He et al. 2015, equations 10 and 14)."""
+    if (by_torch := torch_draws(tensor, generator, fast, stream)) and layout is None:
+        return _torch(torch_init.kaiming_uniform_, tensor, a, mode, nonlinearity, generator)
+    if 0 in tensor.shape:
+        warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=2)
+        return tensor
+    bound = math.sqrt(3.0) * _kaiming_std(tensor, a, mode, nonlinearity, layout)
+    if by_torch:
+        return _torch(torch_init.uniform_, tensor, -bound, bound, generator)
+    return _uniform(tensor, -bound, bound, generator, fast, stream)
+
+
+def kaiming_normal_(
+    tensor: T,
+    a: float = 0,
+    mode: Any = "fan_in",
+    nonlinearity: Any = "leaky_relu",
+    generator: Generator | None = None,
+    *,
+    fast: bool | None = None,
+    stream: Stream | None = None,
+    layout: str | None = None,
+) -> T:
+    """Normal with std gain / sqrt(fan), as torch has it (He et al. 2015, equations 10 and 14)."""
+    if (by_torch := torch_draws(tensor, generator, fast, stream)) and layout is None:
+        return _torch(torch_init.kaiming_normal_, tensor, a, mode, nonlinearity, generator)
+    if 0 in tensor.shape:
+        warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=2)
+        return tensor
+    std = _kaiming_std(tensor, a, mode, nonlinearity, layout)
+    if by_torch:
+        return _torch(torch_init.normal_, tensor, 0.0, std, generator)
+    return _normal(tensor, 0.0, std, generator, fast, stream)
+
+
+def orthogonal_(
+    tensor: T,
+    gain: float = 1,
+    generator: Generator | None = None,
+    *,
+    fast: bool | None = None,
+    stream: Stream | None = None,
+) -> T:
+    """A (semi) orthogonal matrix, Haar-distributed, times gain, as `torch.nn.init.orthogonal_` (Saxe et al. 2013).
+
+    Half-precision tensors are computed in float32 (torch raises). A shard costs the memory and time of its
+    global matrix. The normal samples keep the stream contract; their QR factors are the device's own library's.
+    """
+    if torch_draws(tensor, generator, fast, stream) or tensor.ndimension() < 2:
+        return _torch(torch_init.orthogonal_, tensor, gain, generator)
+    return matrices.orthogonal(tensor, gain, generator, fast, stream)
+
+
+def sparse_(
+    tensor: T,
+    sparsity: float,
+    std: float = 0.01,
+    generator: Generator | None = None,
+    *,
+    fast: bool | None = None,
+    stream: Stream | None = None,
+) -> T:
+    """Normal samples with ceil(sparsity * rows) zeros in each column, as `torch.nn.init.sparse_` (Martens 2010).
+
+    The zeros of a column are its smallest words in the stream's child "zeros": part of the stream contract.
+    """
+    if torch_draws(tensor, generator, fast, stream) or tensor.ndimension() != 2:
+        return _torch(torch_init.sparse_, tensor, sparsity, std, generator)
+    if tensor.is_meta:
+        return tensor
+    zeros = len(range(tensor.shape[0])[: math.ceil(sparsity * tensor.shape[0])])  # a slice, as torch takes it
+    numbers = _numbers(tensor, torch_init.normal_, 0.0, std)
+    if numbers is None or not 0 <= numbers[1] < math.inf:
+        return _by_torch(tensor, stream, torch_init.sparse_, sparsity, std, generator)
+    return matrices.sparse(tensor, zeros, Normal(*numbers), generator, fast, stream)
+
+
+def eye_(tensor: T) -> T:
+    """The identity matrix, as `torch.nn.init.eye_`; a shard gets its part of it."""
+    if isinstance(tensor, Shard) and tensor.ndimension() == 2:
+        matrices.eye_shard(tensor)
+        return tensor
+    return _torch(torch_init.eye_, tensor)
+
+
+def dirac_(tensor: T, groups: int = 1) -> T:
+    """The Dirac delta of a convolution's weight, as `torch.nn.init.dirac_`, with no loop over channels."""
+    odd_groups = type(groups) is not int or groups < 1
+    if odd_groups or tensor.ndimension() not in (3, 4, 5) or tensor.shape[0] % groups != 0:
+        return _torch(torch_init.dirac_, tensor, groups)
+    matrices.dirac(tensor, groups)
+    return tensor
+
+
+def _torch(torch_function: Callable[..., Any], tensor: T, *arguments: Any) -> T:
+    result: T = torch_function(tensor, *arguments)
+    return result
+
+
+def _local(target: Target) -> torch.Tensor:
+    return target.local if isinstance(target, Shard) else target
+
+
+def _numbers(target: Target, torch_function: Callable[..., Any], *values: Any) -> tuple[float, ...] | None:
+    """The values as floats; None where only torch can say what they are worth."""
+    if {*map(type, values)} <= NUMBERS:
+        return tuple(map(float, values))
+    try:
+        # Whatever torch takes for a float (a NumPy number, a tensor of one element), and its TypeError for the rest.
+        torch_function(torch.empty(0, device="cpu"), *values)
+        return tuple(map(float, values))
+    except (RuntimeError, ValueError):
+        return None
+
+
+def _by_torch(target: T, stream: Stream | None, torch_function: Callable[..., Any], *arguments: Any) -> T:
+    """Hand a call with odd numbers to torch, for its error or for whatever it makes of them."""
+    if isinstance(target, Shard) or stream is not None:
+        torch_function(_local(target).new_empty(0), *arguments)
+        raise ValueError(
+            f"{torch_function.__name__} with {arguments[:-1]}: torch.nn.init has no error for this, and fastinit no law"
+        )
+    return _torch(torch_function, target, *arguments)
+
+
+def _uniform(target: T, a: Any, b: Any, generator: Generator | None, fast: bool | None, stream: Stream | None) -> T:
+    numbers = _numbers(target, torch_init.uniform_, a, b)
+    greatest = FORMATS[target.dtype].greatest
+    if numbers is None or not (
+        -greatest <= numbers[0] <= numbers[1] <= greatest and numbers[1] - numbers[0] <= greatest
+    ):
+        return _by_torch(target, stream, torch_init.uniform_, a, b, generator)
+    return fill(target, Uniform(*numbers), generator, fast=fast, stream=stream)
+
+
+def _normal(target: T, mean: Any, std: Any, generator: Generator | None, fast: bool | None, stream: Stream | None) -> T:
+    numbers = _numbers(target, torch_init.normal_, mean, std)
+    if numbers is None or not (math.isfinite(numbers[0]) and 0 <= numbers[1] < math.inf):
+        return _by_torch(target, stream, torch_init.normal_, mean, std, generator)
+    return fill(target, Normal(*numbers), generator, fast=fast, stream=stream)
+
+
+def _xavier_std(name: str, tensor: Target, gain: float, layout: str | None) -> float:
+    fan_in, fan_out = fans(tensor, layout)
+    if fan_in + fan_out == 0:
+        raise ZeroDivisionError(f"{name} divides by fan_in + fan_out, which is 0 for shape {tuple(tensor.shape)}")
+    return gain * math.sqrt(2.0 / float(fan_in + fan_out))
+
+
+def _kaiming_std(tensor: Target, a: float, mode: Any, nonlinearity: Any, layout: str | None) -> float:
+    fan = chosen_fan(tensor, mode, layout)
+    return calculate_gain(nonlinearity, a) / math.sqrt(fan)
+
+
+def _no_grad_uniform_(tensor: T, a: float, b: float, generator: Generator | None = None) -> T:
+    return uniform_(tensor, a, b, generator)
+
+
+def _no_grad_normal_(tensor: T, mean: float, std: float, generator: Generator | None = None) -> T:
+    return normal_(tensor, mean, std, generator)
+
+
+def _no_grad_trunc_normal_(
+    tensor: T, mean: float, std: float, a: float, b: float, generator: Generator | None = None
+) -> T:
+    return trunc_normal_(tensor, mean, std, a, b, generator)
+
+
+_no_grad_fill_ = torch_init._no_grad_fill_
+_no_grad_zero_ = torch_init._no_grad_zero_
+
+uniform = _make_deprecate(uniform_)
+normal = _make_deprecate(normal_)
+constant = _make_deprecate(constant_)
+eye = _make_deprecate(eye_)
+dirac = _make_deprecate(dirac_)
+xavier_uniform = _make_deprecate(xavier_uniform_)
+xavier_normal = _make_deprecate(xavier_normal_)
+kaiming_uniform = _make_deprecate(kaiming_uniform_)
+kaiming_normal = _make_deprecate(kaiming_normal_)
+orthogonal = _make_deprecate(orthogonal_)
+sparse = _make_deprecate(sparse_)
