@@ -96,9 +96,9 @@ def choose(tensor: Tensor, fast: bool | None) -> Engine:
     if name is None:
         engine = _default("cpu" if tensor.is_cpu else tensor.device.type)
         if fast and not engine.compiled:
-            reason = load("cpu") if tensor.is_cpu else f"there is no compiled engine for {tensor.device.type} tensors"
+            why = load("cpu") if tensor.is_cpu else f"there is no compiled engine for {tensor.device.type} tensors"
             raise RuntimeError(
-                f"fast=True needs a compiled engine: {reason}; leave fast=True out to have the same bits, slower"
+                f"fast=True needs a compiled engine: {why}; leave fast=True out to have the same bits, slower"
             )
         return engine
     found = load(name)

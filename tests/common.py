@@ -1,0 +1,41 @@
+"""Laws, dtypes and small helpers that several test files use."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from fastinit.laws import Law, Normal, TruncNormal, Uniform, Words
+
+ENGINES = ("reference", "cpu", "eager")
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+# One law for each way through the arithmetic, and one for each side where there are two.
+LAWS: dict[str, Law] = {
+    "uniform": Uniform(-0.5, 1.5),
+    "normal": Normal(0.25, 2.0),
+    "central": TruncNormal(0.0, 1.0, -2.0, 2.0),
+    "central_right": TruncNormal(0.5, 2.0, 1.5, 5.0),
+    "wide": TruncNormal(0.0, 0.02, -0.08, 0.1),
+    "wide_left": TruncNormal(0.0, 1.0, -math.inf, 0.5),
+    "wide_right": TruncNormal(1.0, 1.0, 4.5, 9.0),
+    "narrow": TruncNormal(0.0, 100.0, -2.0, 2.0),
+    "narrow_left": TruncNormal(0.0, 1.0, -3.02, -3.0),
+    "tail": TruncNormal(0.0, 1.0, 5.0, 6.0),
+    "tail_left": TruncNormal(0.0, 1.0, -math.inf, -4.5),
+}
+CASES = [(name, law, dtype) for name, law in LAWS.items() for dtype in FLOATS] + [("words", Words(), torch.int32)]
+CASE_IDS = [f"{name}-{str(dtype).removeprefix('torch.')}" for name, _, dtype in CASES]
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    """The bits of a tensor, so that equality means equality, of nan and negative zero too."""
+    return tensor.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(bits(a), bits(b))

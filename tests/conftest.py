@@ -1,0 +1,31 @@
+"""What the tests share: the laws, dtypes and engines that they run over, and how bits are compared."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+# Before fastinit is imported: kernels of this run are compiled for this run, whatever the user's cache holds.
+os.environ.setdefault("FASTINIT_CACHE_DIR", tempfile.mkdtemp(prefix="fastinit-tests-"))
+os.environ.pop("FASTINIT", None)
+
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("fastinit", deadline=None, derandomize=True, max_examples=60)
+settings.load_profile("fastinit")
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed():
+    torch.manual_seed(20260101)
+
+
+@pytest.fixture
+def two_threads():
+    """At least two threads, so that pieces are really shared out."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(2, before))
+    yield
+    torch.set_num_threads(before)
