@@ -12,7 +12,7 @@ import math
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,14 @@ from torch import Tensor
 
 from . import init
 from .fill import fill, outside_contract
-from .floats import FORMATS, at_least, at_most, below
+from .floats import FORMATS
+from .judging import Observed, ks_distance, moments
 from .laws import Law, Normal, TruncNormal, Uniform
 from .recorder import Call, record
 from .streams import Stream
 
 SIDES: dict[str, Any] = {"torch": torch.nn.init, "fastinit": init}
-ALPHA = 1e-4  # how often a true sample of a group fails its check
 SAMPLE = 1_000_000  # elements of a group that the check looks at
-CHUNK = 1 << 22  # elements that are held in float64 at a time
 PASSES = (3, 25)  # at least, at most
 LONG_ENOUGH = 1.0  # seconds of replaying that make a stable median
 DRAW_NORMALS = ("orthogonal_", "sparse_")  # no law of the elements, and yet a kernel's work
@@ -56,27 +55,6 @@ class Group:
     def size(self) -> int:
         """In bytes."""
         return sum(call.tensor.numel() * call.tensor.element_size() for call in self.calls)
-
-
-@dataclass(frozen=True, eq=False)
-class Observed:
-    """What one side drew for a group: moments of all elements, `sample` of some, and its distance from the law.
-
-    `distance` is the Kolmogorov-Smirnov one, None without a law.
-    """
-
-    mean: float
-    std: float
-    sample: Tensor
-    distance: float | None
-
-    @property
-    def bound(self) -> float:
-        return ks_bound(self.sample.numel())
-
-    @property
-    def passes(self) -> bool:
-        return self.distance is None or self.distance <= self.bound
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,34 +97,35 @@ def compare(module: torch.nn.Module, *, seed: int = 0, repeat: int | None = None
         warnings.simplefilter("ignore")  # the recording has shown them all
         preparation = prepare(groups)
         memory, observed = {}, {}
-        begin = time.perf_counter()
         for side in SIDES:
             memory[side], observed[side] = watched(groups, side, seed, bar.update)
-        passes = repeat or passes_for(time.perf_counter() - begin)
-        bar.total += 2 * passes * len(groups)
-        times: dict[str, list[list[float]]] = {side: [] for side in SIDES}
-        for number in range(passes):
-            for side in SIDES:
-                times[side].append(replay(groups, side, seed + number, bar.update))
-    rows = []
-    for number, group in enumerate(groups):
-        seconds = {side: statistics.median(times[number] for times in times[side]) for side in SIDES}
-        rows.append(Row(group, seconds, {side: observed[side][number] for side in SIDES}))
-    return Audit(tuple(rows), preparation, memory, passes, len(dict(module.named_parameters())) - len(calls))
+        seconds = timed(groups, seed, repeat, bar)
+    rows = tuple(
+        Row(
+            group,
+            {side: statistics.median(taken[number] for taken in seconds[side]) for side in SIDES},
+            {side: observed[side][number] for side in SIDES},
+        )
+        for number, group in enumerate(groups)
+    )
+    without_law = sum(1 for _ in module.parameters()) - len(calls)
+    return Audit(rows, preparation, memory, len(seconds["torch"]), without_law)
 
 
 # --- groups and their laws ---------------------------------------------------------------------
 
 
-def grouped(calls: Iterator[Call] | Sequence[Call] | Any) -> list[Group]:
+def grouped(calls: Iterable[Call]) -> list[Group]:
     """Calls with the same initialiser, dtype and law together, the greatest group first."""
     found: dict[Any, list[Call]] = {}
     for call in calls:
         law = law_of(call)
         kind = law or repr(call.arguments)
         found.setdefault((call.initialiser, call.tensor.dtype, kind), []).append(call)
-    groups = [Group(together[0].initialiser, law_of(together[0]), constant_of(together[0]), tuple(together))
-              for together in found.values()]
+    groups = [
+        Group(initialiser, law_of(together[0]), constant_of(together[0]), tuple(together))
+        for (initialiser, _, _), together in found.items()
+    ]
     return sorted(groups, key=lambda group: group.elements, reverse=True)
 
 
@@ -160,7 +139,8 @@ def law_of(call: Call) -> Law | None:
 
 def constant_of(call: Call) -> float | None:
     if call.initialiser == "constant_":
-        return float(call.arguments["val"])
+        value = call.arguments["val"]
+        return None if isinstance(value, complex) else float(value)
     return {"zeros_": 0.0, "ones_": 1.0}.get(call.initialiser)
 
 
@@ -203,10 +183,24 @@ def prepare(groups: Sequence[Group]) -> float:
     return time.perf_counter() - begin
 
 
+def timed(groups: Sequence[Group], seed: int, repeat: int | None, bar: Any) -> dict[str, list[list[float]]]:
+    """The seconds of every group, in every pass of each side. The sides take turns."""
+    times: dict[str, list[list[float]]] = {side: [] for side in SIDES}
+    passes, done = repeat or 1, 0
+    while done < passes:
+        bar.total += 2 * len(groups)
+        for side in SIDES:
+            times[side].append(replay(groups, side, seed + done, bar.update))
+        done += 1
+        if done == 1 and repeat is None:
+            passes = passes_for(sum(sum(times[side][0]) for side in SIDES))
+    return times
+
+
 def passes_for(seconds: float) -> int:
     """How many passes, of this many seconds each, make a stable median."""
     least, most = PASSES
-    return min(max(math.ceil(LONG_ENOUGH / seconds), least), most)
+    return max(least, min(most, math.ceil(LONG_ENOUGH / seconds))) if seconds > 0 else most
 
 
 def draw(group: Group, side: str) -> None:
@@ -284,9 +278,6 @@ def progress(total: int) -> Iterator[Any]:
         yield bar
 
 
-# --- judging -----------------------------------------------------------------------------------
-
-
 def observe(group: Group) -> Observed:
     """Moments over all elements of the group, and the distance of at most `SAMPLE` of them from the law."""
     tensors = [call.tensor for call in group.calls]
@@ -294,73 +285,3 @@ def observe(group: Group) -> Observed:
     sample = torch.cat([tensor.reshape(-1)[::step] for tensor in tensors]).cpu()
     distance = None if group.law is None else ks_distance(sample, group.law)
     return Observed(*moments(tensors), sample, distance)
-
-
-def moments(tensors: Sequence[Tensor]) -> tuple[float, float]:
-    """Mean and standard deviation of all elements together; nan for what is no real number."""
-    if not tensors[0].is_floating_point():
-        return math.nan, math.nan
-    origin = tensors[0].reshape(-1)[0].item()  # near the mean, so that squares do not cancel
-    count, total, squares = 0, 0.0, 0.0
-    for tensor in tensors:
-        for part in tensor.reshape(-1).split(CHUNK):
-            shifted = part.double().sub_(origin)
-            count += part.numel()
-            total += shifted.sum().item()
-            squares += shifted.square_().sum().item()
-    return origin + total / count, math.sqrt(max(squares / count - (total / count) ** 2, 0.0))
-
-
-def ks_bound(count: int) -> float:
-    """The distance that a true sample of `count` exceeds with a probability of at most `ALPHA` (Massart 1990)."""
-    return math.sqrt(math.log(2 / ALPHA) / (2 * count))
-
-
-def ks_distance(sample: Tensor, law: Law) -> float:
-    """The greatest distance between the sample's distribution function and that of the law, as the dtype rounds it.
-
-    A number that the dtype holds stands for everything up to the middle between it and its neighbours, and the
-    outermost within the law's bounds for everything beyond. nan if a nan is among the sample.
-    """
-    held, counts = torch.unique(sample, return_counts=True)
-    exact, share = held.double(), counts.cumsum(0).double() / sample.numel()
-    share_below = share - counts.double() / sample.numel()
-    lowest, highest = held_bounds(law, sample.dtype)
-    upper, lower = (
-        (exact + torch.nextafter(held, torch.full_like(held, towards)).double()) / 2 for towards in (math.inf, -math.inf)
-    )
-    up_to = torch.where(exact >= highest, 1.0, cdf(law, upper))
-    before = torch.where(exact <= lowest, 0.0, cdf(law, lower))
-    return torch.stack([(share - up_to).abs(), (share_below - before).abs()]).max().item()
-
-
-def held_bounds(law: Law, dtype: torch.dtype) -> tuple[float, float]:
-    """The least and the greatest number of `dtype` that a sample of the law can be."""
-    if isinstance(law, Uniform):
-        return at_least(law.a, dtype), below(law.b, dtype)
-    if isinstance(law, TruncNormal):
-        return at_least(law.a, dtype), at_most(law.b, dtype)
-    return -math.inf, math.inf
-
-
-def cdf(law: Law, x: Tensor) -> Tensor:
-    """`law.cdf` of every element of a float64 tensor."""
-    if isinstance(law, Uniform):
-        return ((x - law.a) / (law.b - law.a)).clamp(0.0, 1.0)
-    if isinstance(law, Normal):
-        return torch.special.ndtr((x - law.mean) / law.std)
-    if not isinstance(law, TruncNormal):
-        raise TypeError(f"no distribution function for tensors is known for {law}")
-    low, high = map(float, law.bounds)
-    z = ((x - law.centre) / law.scale).clamp(low, high)
-    if low + high < 0:  # count from the thinner tail, whose masses are small numbers and so precise ones
-        return 1.0 - share_of_mass(-high, -low, -z)
-    return share_of_mass(low, high, z)
-
-
-def share_of_mass(low: float, high: float, z: Tensor) -> Tensor:
-    """The share of the standard normal's mass in [low, high] that lies below z, by logarithms of upper tails."""
-    log_low, log_high, log_z = (
-        torch.special.log_ndtr(-torch.as_tensor(point, dtype=torch.float64)) for point in (low, high, z)
-    )
-    return torch.expm1(log_z - log_low) / torch.expm1(log_high - log_low)

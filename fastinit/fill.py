@@ -32,8 +32,15 @@ def torch_draws(target: Target, generator: torch.Generator | None, fast: bool | 
     wanted = flag_of(tensor) if fast is None else fast
     if fast not in (None, True, False):
         raise ValueError(f"fast is True, False or None, got {fast!r}")
-    reason = "fast=False asks for torch.nn.init" if wanted is False else outside_contract(tensor)
+    if wanted is False:
+        reason: str | None = "fast=False asks for torch.nn.init"
+    elif generator is not None and not isinstance(generator, torch.Generator):
+        reason = f"{type(generator).__name__} is not a torch.Generator"
+    else:
+        reason = outside_contract(tensor)
     if reason is None:
+        if tensor.is_inference() and not torch.is_inference_mode_enabled():
+            refuse_inference_write()
         if wanted:
             engines.choose(tensor, True)
         return False
@@ -43,6 +50,13 @@ def torch_draws(target: Target, generator: torch.Generator | None, fast: bool | 
         what = "a shard" if isinstance(target, Shard) else "stream="
         raise RuntimeError(f"torch.nn.init cannot serve {what}, and fastinit does not draw here: {reason}")
     return True
+
+
+def refuse_inference_write() -> None:
+    """Raises torch's own error; torch would raise it too, but after writing the tensor."""
+    with torch.inference_mode():
+        empty = torch.empty(0, device="cpu")
+    empty.zero_()
 
 
 def outside_contract(tensor: Tensor) -> str | None:
@@ -66,8 +80,6 @@ def outside_contract(tensor: Tensor) -> str | None:
         return "torch.compile is tracing"
     if tensor.layout is not torch.strided or tensor.is_neg():
         return f"it is not a plain strided tensor but {tensor.layout}{', negated lazily' if tensor.is_neg() else ''}"
-    if tensor.is_inference() and not torch.is_inference_mode_enabled():
-        return "an inference tensor cannot be written outside inference mode"
     if not tensor.is_contiguous() and any(
         step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)
     ):

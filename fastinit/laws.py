@@ -178,7 +178,9 @@ class TruncNormal:
 def _mass(low: Decimal, high: Decimal) -> Decimal:
     """The standard normal's mass in [low, high], without cancellation in either tail."""
     with localcontext(gaussian.DIGITS):
-        return gaussian.tail(low) - gaussian.tail(high) if low > 0 else gaussian.tail(-high) - gaussian.tail(-low)
+        if low > 0:
+            return gaussian.tail(low) - gaussian.tail(high)
+        return gaussian.tail(high.copy_negate()) - gaussian.tail(low.copy_negate())
 
 
 @functools.lru_cache(maxsize=1024)
@@ -192,14 +194,16 @@ def _truncated(law: TruncNormal, dtype: torch.dtype) -> Parameters:
     if lowest <= nearest(law.centre - reach, dtype) and nearest(law.centre + reach, dtype) <= highest:
         return Normal(law.centre, law.scale).parameters(dtype)
     low, high = law.bounds
-    nearer = max(low, -high, Decimal(0))
+    nearer = max(low, high.copy_negate(), Decimal(0))
     if nearer > POINT_FROM:
         return _uniform(lowest, lowest, dtype) if low > 0 else _uniform(highest, highest, dtype)
-    if (high - low) * max(nearer, Decimal(1)) <= NARROW_UP_TO[width]:
+    with localcontext(gaussian.DIGITS):
+        narrow = (high - low) * max(nearer, Decimal(1)) <= NARROW_UP_TO[width]
+    if narrow:
         return "truncated_narrow", _narrow(law, number, lowest, highest)
     if nearer >= TAIL_FROM:
         return "truncated_tail", _tail(law, number, lowest, highest)
-    kind = "truncated_central" if max(-low, high) <= CENTRAL_UP_TO else "truncated_wide"
+    kind = "truncated_central" if max(low.copy_abs(), high.copy_abs()) <= CENTRAL_UP_TO else "truncated_wide"
     return kind, _two_sided(law, number, lowest, highest)
 
 
@@ -211,7 +215,7 @@ def _two_sided(law: TruncNormal, number: torch.dtype, lowest: float, highest: fl
     low, high = law.bounds
     mirrored = low >= 0
     if mirrored:
-        low, high = -high, -low
+        low, high = high.copy_negate(), low.copy_negate()
     with localcontext(gaussian.DIGITS):
         below_it, above_it, inside = gaussian.tail(-low), gaussian.tail(high), _mass(low, high)
         to_median = (Decimal("0.5") - below_it) / inside

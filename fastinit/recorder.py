@@ -1,9 +1,9 @@
 """Which initialiser calls a module's own `reset_parameters` makes, and for which parameter.
 
-Calls are seen in two ways, because modules make them in two ways: the functions of torch.nn.init are replaced, for the
-time of the recording, in every module that holds one of them (so a `from torch.nn.init import normal_` is seen too), and
-a torch function mode sees what goes to the tensor itself (`weight.data.normal_()`). The outermost call counts:
-kaiming_uniform_ is not uniform_.
+Calls are seen in two ways, because modules make them in two ways. The functions of torch.nn.init are replaced, for
+the time of the recording, in every module that holds one of them, so that `from torch.nn.init import normal_` hides
+nothing; and a torch function mode sees what goes to the tensor itself (`weight.data.normal_()`). The outermost call
+counts: kaiming_uniform_ is not uniform_.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class Recorder(TorchFunctionMode):
     """Notes the last call for each place in memory that is a parameter's."""
 
     def __init__(self, module: torch.nn.Module) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.places = places(module)
         self.calls: dict[Place, Call] = {}
         self.inside = False  # an initialiser is at work: what it calls is its own business

@@ -1,0 +1,216 @@
+"""The command `fastinit`: compare, doctor, warmup."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import functools
+import importlib
+import io
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from .laws import Law, Normal, TruncNormal, Uniform, Words
+
+OK, FAILED, MISUSED = 0, 1, 2
+SAMPLED = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+# One law for each way through the arithmetic.
+EVERY_KIND: tuple[Law, ...] = (
+    Normal(0.0, 1.0),
+    Uniform(0.0, 1.0),
+    TruncNormal(0.0, 1.0, -2.0, 2.0),
+    TruncNormal(0.0, 1.0, -4.0, 4.0),
+    TruncNormal(0.0, 1.0, 0.0, 0.01),
+    TruncNormal(0.0, 1.0, 5.0, 6.0),
+)
+EXAMPLE = "fastinit compare torch.nn:Transformer --set d_model=256"
+
+
+class Misuse(Exception):
+    """The command line asks for what cannot be; the message is the one line that the user gets to see."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a sub-command. Returns the exit code: 0, 1 for a failed check, 2 for a command that makes no sense."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a narrow code page shall not lose the report
+    arguments = parser().parse_args(argv)
+    try:
+        code: int = arguments.run(arguments)
+        return code
+    except Misuse as misuse:
+        print(f"fastinit {arguments.command}: {misuse}", file=sys.stderr)
+        return MISUSED
+
+
+def parser() -> argparse.ArgumentParser:
+    root = argparse.ArgumentParser(prog="fastinit", description="torch.nn.init, compiled.")
+    commands = root.add_subparsers(dest="command", required=True)
+    compare = commands.add_parser(
+        "compare",
+        help="torch.nn.init against fastinit on a module of yours: time, memory, statistics",
+        description="Replays the initialisers that a module's reset_parameters calls, with torch.nn.init and with "
+        "fastinit. Exits with 1 if a sample of fastinit's does not fit its law.",
+        epilog=f"example: {EXAMPLE}",
+    )
+    compare.add_argument("target", metavar="MODULE:CALLABLE", help="what to call for the module, as torch.nn:Linear")
+    compare.add_argument("--set", nargs="+", action="extend", default=[], metavar="K=V", help="its arguments, by name")
+    compare.add_argument("--plot", metavar="FILE", help="write a picture, report.png for one")
+    compare.add_argument("--seed", type=int, default=0, help="for torch.manual_seed (0)")
+    compare.add_argument("--repeat", type=positive, metavar="N", help="timed passes (enough for a stable median)")
+    compare.set_defaults(run=run_compare)
+    doctor = commands.add_parser("doctor", help="engines, processor, threads, cache, and why something is slow")
+    doctor.set_defaults(run=run_doctor)
+    warmup = commands.add_parser("warmup", help="compile all kernels of the CPU engine and keep them on disk")
+    warmup.set_defaults(run=run_warmup)
+    return root
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
+    return int(text)
+
+
+# --- compare -----------------------------------------------------------------------------------
+
+
+def run_compare(arguments: argparse.Namespace) -> int:
+    from .audit import compare
+    from .recorder import ResetError
+    from .report import new_console, show
+
+    settings = dict(setting(text) for text in arguments.set)
+    draw_picture = picture_drawer(arguments.plot) if arguments.plot else None
+    torch.manual_seed(arguments.seed)
+    module = built(arguments.target, settings)
+    try:
+        audit = compare(module, seed=arguments.seed, repeat=arguments.repeat)
+    except ResetError as error:
+        raise Misuse(f"{arguments.target}: {error}; compare needs it to run without arguments") from error
+    if not audit.rows:
+        raise Misuse(
+            f"{arguments.target}: no parameter is filled by a reset_parameters, so there is nothing to compare"
+        )
+    show(audit, arguments.target, new_console())
+    if draw_picture is not None:
+        draw_picture(audit, arguments.target)
+    return FAILED if audit.failures else OK
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """`name=value`, the value a Python literal, a dtype such as torch.bfloat16, or else the string itself."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise Misuse(f"--set takes name=value, as d_model=256; got {text!r}")
+    dtype = getattr(torch, value.removeprefix("torch."), None) if value.startswith("torch.") else None
+    if isinstance(dtype, torch.dtype):
+        return name, dtype
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def built(target: str, settings: dict[str, Any]) -> torch.nn.Module:
+    """What the callable makes of its settings. Raises `Misuse` where that is no module."""
+    make = found(target)
+    call = f"{target}({', '.join(f'{name}={value!r}' for name, value in settings.items())})"
+    try:
+        module = make(**settings)
+    except Exception as error:  # somebody else's code can raise anything
+        raise Misuse(
+            f"{call} raised {type(error).__name__}: {one_line(error)}; give its arguments with --set"
+        ) from error
+    if not isinstance(module, torch.nn.Module):
+        raise Misuse(f"{call} must return a torch.nn.Module, got {type(module).__name__}")
+    return module
+
+
+def found(target: str) -> Callable[..., Any]:
+    module_name, colon, path = target.partition(":")
+    if not (module_name and colon and path):
+        raise Misuse(f"expected MODULE:CALLABLE, as in `{EXAMPLE}`; got {target!r}")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # what lies in the current folder counts, as it does for `python -m`
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise Misuse(
+            f"cannot import {module_name!r} ({type(error).__name__}: {one_line(error)}); "
+            "expected the name of a Python module"
+        ) from error
+    try:
+        make = functools.reduce(getattr, path.split("."), module)
+    except AttributeError as error:
+        raise Misuse(f"{module_name!r} has no {path!r}; expected a callable of that module") from error
+    if not callable(make):
+        raise Misuse(f"{target} is not callable but {type(make).__name__}; expected what makes a torch.nn.Module")
+    return make
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def picture_drawer(path: str) -> Callable[[Any, str], None]:
+    """What draws to `path`, once it is known that it can. Raises `Misuse` before the work, not after it."""
+    try:
+        from . import picture
+    except ImportError as error:
+        raise Misuse("--plot needs matplotlib: pip install 'torch-fastinit[plot]'") from error
+    reason = picture.why_not(path)
+    if reason is not None:
+        raise Misuse(f"--plot {path}: {reason}")
+    return functools.partial(picture.draw, path)
+
+
+# --- doctor and warmup -------------------------------------------------------------------------
+
+
+def run_doctor(arguments: argparse.Namespace) -> int:
+    from .doctor import examine
+    from .report import new_console
+
+    examine(new_console())
+    return OK
+
+
+def run_warmup(arguments: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from . import engines
+
+    cpu = engines.load("cpu")
+    if isinstance(cpu, str):
+        print(
+            f"fastinit warmup: there is nothing to compile, the CPU engine does not work here: {cpu}", file=sys.stderr
+        )
+        return FAILED
+    from .kernels.cache import folder
+    from .kernels.cpu import kernel
+
+    begin, kernels = time.perf_counter(), every_kernel()
+    for kind, dtype, contiguous, parameters in tqdm(kernels, desc="compiling", unit="kernel", disable=None):
+        kernel(kind, dtype, contiguous, parameters)
+    took = time.perf_counter() - begin
+    if folder() is None:
+        print(
+            f"compiled {len(kernels)} kernels in {took:.1f} s, in vain: no cache folder can be written. "
+            "Set FASTINIT_CACHE_DIR to one that only you can write",
+            file=sys.stderr,
+        )
+        return FAILED
+    print(f"{len(kernels)} kernels ready in {took:.1f} s, kept in {folder()}")
+    return OK
+
+
+def every_kernel() -> list[tuple[str, torch.dtype, bool, int]]:
+    """Kind, output dtype, contiguous or strided, and number of parameters, of all kernels that fastinit can ask for."""
+    pairs = [(law, dtype) for law in EVERY_KIND for dtype in SAMPLED] + [(Words(), torch.int32)]
+    kinds = [(*law.parameters(dtype), dtype) for law, dtype in pairs]
+    return [(kind, dtype, contiguous, len(values)) for kind, values, dtype in kinds for contiguous in (True, False)]

@@ -1,0 +1,110 @@
+"""Whether samples follow a law: moments, and the Kolmogorov-Smirnov distance for numbers that a dtype has rounded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .floats import at_least, at_most, below
+from .laws import Law, Normal, TruncNormal, Uniform
+
+ALPHA = 1e-4  # how often a true sample fails its check
+CHUNK = 1 << 22  # elements that are held in float64 at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Observed:
+    """What one side drew for a group: moments of all elements, `sample` of some, and its distance from the law.
+
+    `distance` is the Kolmogorov-Smirnov one, None without a law.
+    """
+
+    mean: float
+    std: float
+    sample: Tensor
+    distance: float | None
+
+    @property
+    def bound(self) -> float:
+        return ks_bound(self.sample.numel())
+
+    @property
+    def passes(self) -> bool:
+        return self.distance is None or self.distance <= self.bound
+
+
+def moments(tensors: Sequence[Tensor]) -> tuple[float, float]:
+    """Mean and standard deviation of all elements together; nan for what is no real number."""
+    if not tensors[0].is_floating_point():
+        return math.nan, math.nan
+    origin = tensors[0].reshape(-1)[0].item()  # near the mean, so that squares do not cancel
+    count, total, squares = 0, 0.0, 0.0
+    for tensor in tensors:
+        flat = tensor.reshape(-1)
+        for start in range(0, flat.numel(), CHUNK):
+            part = flat[start : start + CHUNK]
+            shifted = part.double().sub_(origin)
+            count += part.numel()
+            total += shifted.sum().item()
+            squares += shifted.square_().sum().item()
+    return origin + total / count, math.sqrt(max(squares / count - (total / count) ** 2, 0.0))
+
+
+def ks_bound(count: int) -> float:
+    """The distance that a true sample of `count` exceeds with a probability of at most `ALPHA` (Massart 1990)."""
+    return math.sqrt(math.log(2 / ALPHA) / (2 * count))
+
+
+def ks_distance(sample: Tensor, law: Law) -> float:
+    """The greatest distance between the sample's distribution function and that of the law, as the dtype rounds it.
+
+    A number that the dtype holds stands for everything up to the middle between it and its neighbours, and the
+    outermost within the law's bounds for everything beyond. nan if a nan is among the sample.
+    """
+    held, counts = torch.unique(sample, return_counts=True)
+    exact, share = held.double(), counts.cumsum(0).double() / sample.numel()
+    share_below = share - counts.double() / sample.numel()
+    lowest, highest = held_bounds(law, sample.dtype)
+    upper, lower = (
+        (exact + torch.nextafter(held, torch.full_like(held, towards)).double()) / 2
+        for towards in (math.inf, -math.inf)
+    )
+    up_to = torch.where(exact >= highest, 1.0, cdf(law, upper))
+    before = torch.where(exact <= lowest, 0.0, cdf(law, lower))
+    return torch.stack([(share - up_to).abs(), (share_below - before).abs()]).max().item()
+
+
+def held_bounds(law: Law, dtype: torch.dtype) -> tuple[float, float]:
+    """The least and the greatest number of `dtype` that a sample of the law can be."""
+    if isinstance(law, Uniform):
+        return at_least(law.a, dtype), below(law.b, dtype)
+    if isinstance(law, TruncNormal):
+        return at_least(law.a, dtype), at_most(law.b, dtype)
+    return -math.inf, math.inf
+
+
+def cdf(law: Law, x: Tensor) -> Tensor:
+    """`law.cdf` of every element of a float64 tensor."""
+    if isinstance(law, Uniform):
+        return ((x - law.a) / (law.b - law.a)).clamp(0.0, 1.0)
+    if isinstance(law, Normal):
+        probability: Tensor = torch.special.ndtr((x - law.mean) / law.std)
+        return probability
+    if not isinstance(law, TruncNormal):
+        raise TypeError(f"no distribution function for tensors is known for {law}")
+    low, high = map(float, law.bounds)
+    z = ((x - law.centre) / law.scale).clamp(low, high)
+    if low + high < 0:  # count from the thinner tail, whose masses are small numbers and so precise ones
+        return 1.0 - share_of_mass(-high, -low, -z)
+    return share_of_mass(low, high, z)
+
+
+def share_of_mass(low: float, high: float, z: Tensor) -> Tensor:
+    """The share of the standard normal's mass in [low, high] that lies below z, by logarithms of upper tails."""
+    ends = torch.special.log_ndtr(torch.tensor([-low, -high], dtype=torch.float64))
+    share: Tensor = torch.expm1(torch.special.log_ndtr(-z) - ends[0]) / torch.expm1(ends[1] - ends[0])
+    return share

@@ -1,0 +1,174 @@
+"""An audit in words: a table with a row for each group, a total, and what the marks mean."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import torch
+
+from . import engines
+from .audit import SAMPLE, SIDES, Audit, Group, Row
+from .judging import ALPHA, Observed
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+WIDTH = 132  # of a report that goes to a file
+DASH = "-"
+
+
+def new_console() -> Console:
+    """A rich console on stdout, wide enough for a table where no terminal sets a width."""
+    from rich.console import Console
+
+    free = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    return Console(width=WIDTH if free else None, highlight=False, emoji=False)
+
+
+def show(audit: Audit, title: str, console: Console) -> None:
+    """Print the whole report."""
+    from rich.markup import escape
+
+    def line(words: str, style: str | None = None) -> None:
+        console.print(words, style=style, soft_wrap=True)
+
+    line(f"[bold]{escape(title)}[/bold]: torch.nn.init against fastinit; {circumstances(audit)}")
+    if isinstance(problem := engines.load("cpu"), str):
+        line(f"its CPU engine does not work here, plain torch operations draw: {escape(problem)}", "red")
+    line(f"kernels ready in {seconds(audit.preparation)}, compiled or from the cache; not timed below")
+    console.print(table(audit, console))
+    line(summary(audit))
+    if audit.without_law:
+        have = "has" if audit.without_law == 1 else "have"
+        line(f"{plural(audit.without_law, 'parameter')} {have} no reset_parameters law, left as constructed")
+    line(
+        f"KS: greatest distance from the law's distribution function, of at most {SAMPLE:,} elements; "
+        f"a true sample fails once in {1 / ALPHA:,.0f}",
+        "dim",
+    )
+
+
+def circumstances(audit: Audit) -> str:
+    """What the times hang on."""
+    return (
+        f"torch {torch.__version__}, {plural(torch.get_num_threads(), 'thread')}, "
+        f"median of {plural(audit.passes, 'pass', 'passes')}"
+    )
+
+
+def table(audit: Audit, console: Console) -> Table:
+    """A row a group, two lines a row."""
+    from rich import box
+    from rich.table import Table
+
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_footer=True, footer_style="bold")
+    shown.add_column("initialiser", "total")
+    shown.add_column("parameters", f"{count(audit)[0]}\n{count(audit)[1]:,} elements")
+    for side in SIDES:
+        shown.add_column(f"{side}\ntime", seconds(audit.total(side)), justify="right")
+    shown.add_column("speed-up", times(audit.total("torch"), audit.total("fastinit")), justify="right")
+    size = sum(row.group.size for row in audit.rows)
+    shown.add_column("fastinit\nGB/s", rate(size, audit.total("fastinit")), justify="right")
+    shown.add_column("expected\nmean, std", justify="right")
+    shown.add_column("observed\nmean, std", justify="right")
+    shown.add_column("fastinit\nKS", justify="right")
+    shown.add_column("torch\nKS", justify="right")
+    for row in audit.rows:
+        shown.add_row(*cells(row, console))
+    return shown
+
+
+def cells(row: Row, console: Console) -> list[str]:
+    group, drawn = row.group, row.observed["fastinit"]
+    return [
+        group.initialiser + precision(group),
+        f"{shapes(group)}\n{group.elements:,} elements",
+        *(seconds(row.seconds[side]) for side in SIDES),
+        times(row.seconds["torch"], row.seconds["fastinit"]),
+        rate(group.size, row.seconds["fastinit"]),
+        expected(group),
+        f"{number(drawn.mean, drawn.std)}\n{number(drawn.std)}",
+        verdict(drawn, console),
+        verdict(row.observed["torch"], console),
+    ]
+
+
+def summary(audit: Audit) -> str:
+    """The report in one line."""
+    parameters, elements = count(audit)
+    torch_total, fastinit_total = (audit.total(side) for side in SIDES)
+    peaks = ", ".join(f"{side} {memory(audit.memory[side])}" for side in SIDES)
+    return (
+        f"{plural(parameters, 'parameter')}, {elements:,} elements: torch {seconds(torch_total)}, fastinit "
+        f"{seconds(fastinit_total)}, {comparison(torch_total, fastinit_total)}; peak extra memory: {peaks}"
+    )
+
+
+def count(audit: Audit) -> tuple[int, int]:
+    """How many parameters and elements have a law."""
+    return sum(len(row.group.calls) for row in audit.rows), sum(row.group.elements for row in audit.rows)
+
+
+def shapes(group: Group) -> str:
+    """`12 x (512, 512)`; the shape only if all tensors share it."""
+    number, found = len(group.calls), {tuple(call.tensor.shape) for call in group.calls}
+    return f"{number} x {found.pop()}" if len(found) == 1 else f"{number} tensors, {len(found)} shapes"
+
+
+def precision(group: Group) -> str:
+    dtype = group.calls[0].tensor.dtype
+    return "" if dtype is torch.float32 else f"\n{str(dtype).removeprefix('torch.')}"
+
+
+def expected(group: Group) -> str:
+    if group.law is not None:
+        return f"{number(group.law.mean, group.law.std)}\n{number(group.law.std)}"
+    return f"{DASH}\n{DASH}" if group.constant is None else f"{number(group.constant)}\n0"
+
+
+def verdict(drawn: Observed, console: Console) -> str:
+    if drawn.distance is None:
+        return DASH
+    plain = not console.encoding.lower().startswith("utf")
+    mark = ("ok" if plain else "✓") if drawn.passes else ("FAILS" if plain else "✗")
+    return f"{drawn.distance:.2g} [{'green' if drawn.passes else 'bold red'}]{mark}[/]"
+
+
+def number(value: float, scale: float = 0.0) -> str:
+    """Three digits; beside a `scale`, none finer than a millionth of it."""
+    if abs(value) < 1e-6 * scale:
+        return "0"
+    return DASH if math.isnan(value) else f"{value:.3g}"
+
+
+def seconds(value: float) -> str:
+    """A time in the unit that suits it."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value / 1e-6:.3g} us"
+
+
+def times(slow: float, fast: float) -> str:
+    ratio = slow / fast
+    return f"{ratio:.1f}x" if ratio >= 1 else f"{ratio:.2g}x"
+
+
+def comparison(slow: float, fast: float) -> str:
+    return f"{slow / fast:.1f} times faster" if fast <= slow else f"{fast / slow:.1f} times slower"
+
+
+def plural(number: int, one: str, many: str | None = None) -> str:
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def rate(size: int, time: float) -> str:
+    return f"{size / time / 1e9:.1f}"
+
+
+def memory(size: int | None) -> str:
+    return "n/a" if size is None else f"{size / 2**20:.1f} MiB"

@@ -1,0 +1,171 @@
+"""Who draws: an argument beats a flag, a flag beats the environment."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+from common import same_bits
+
+import fastinit
+from fastinit import Stream, engines
+
+
+def is_torchs(tensor: torch.Tensor, **keywords) -> bool:
+    """Whether normal_ on `tensor` draws torch's bits."""
+    torch.manual_seed(7)
+    expected = torch.nn.init.normal_(torch.empty(tensor.shape, dtype=tensor.dtype))
+    torch.manual_seed(7)
+    fastinit.normal_(tensor, **keywords)
+    return same_bits(tensor.detach(), expected)
+
+
+def test_fast_as_an_argument():
+    assert not is_torchs(torch.empty(64))
+    assert is_torchs(torch.empty(64), fast=False)
+    assert not is_torchs(torch.empty(64), fast=True)
+
+
+@pytest.mark.parametrize("name", ["xavier_uniform_", "kaiming_normal_", "trunc_normal_", "orthogonal_", "sparse_"])
+def test_not_fast_is_torch_itself(name):
+    arguments = (0.5,) if name == "sparse_" else ()
+    torch.manual_seed(1)
+    expected = getattr(torch.nn.init, name)(torch.empty(32, 16), *arguments)
+    torch.manual_seed(1)
+    assert same_bits(getattr(fastinit, name)(torch.empty(32, 16), *arguments, fast=False), expected)
+
+
+def test_a_flag_on_a_tensor_and_its_removal():
+    tensor, other = torch.empty(64), torch.empty(64)
+    fastinit.flag(tensor, False)
+    assert is_torchs(tensor)
+    assert not is_torchs(other)
+    assert not is_torchs(tensor, fast=True)
+    fastinit.flag(tensor, None)
+    assert not is_torchs(tensor)
+
+
+def test_a_flag_survives_aliases():
+    tensor = torch.empty(64)
+    fastinit.flag(tensor, False)
+    assert is_torchs(tensor.data)
+    assert is_torchs(torch.nn.Parameter(tensor))
+    assert is_torchs(tensor.detach())
+    assert not is_torchs(tensor[:32])  # another tensor that shares memory
+    assert not is_torchs(tensor.clone())
+
+
+def test_a_flag_on_a_module_survives_to_and_parameter_wrapping():
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 8))
+    fastinit.flag(model[1], False)
+    assert not is_torchs(model[0].weight)
+    assert is_torchs(model[1].weight)
+    model.to(torch.float64)
+    assert is_torchs(model[1].weight)
+    assert is_torchs(model[1].bias.data) or is_torchs(model[1].bias)
+    assert not is_torchs(model[0].weight)
+    fastinit.flag(model, None)
+    assert not is_torchs(model[1].weight)
+
+
+def test_flags_do_not_break_copies():
+    layer = torch.nn.Linear(8, 8)
+    fastinit.flag(layer, False)
+    assert copy.deepcopy(layer).weight.shape == (8, 8)
+
+
+def test_a_flag_of_true_insists():
+    tensor = torch.empty(64, dtype=torch.complex64)
+    fastinit.flag(tensor, True)
+    with pytest.raises(RuntimeError, match="does not cover complex64"):
+        fastinit.normal_(tensor)
+
+
+@pytest.mark.parametrize(("target", "error"), [(3, TypeError), ("weight", TypeError)])
+def test_flag_refuses_what_is_no_tensor(target, error):
+    with pytest.raises(error, match="tensor or a module"):
+        fastinit.flag(target, False)
+
+
+def test_flag_refuses_other_values():
+    with pytest.raises(ValueError, match="True, False or None, got 'no'"):
+        fastinit.flag(torch.empty(1), "no")
+
+
+def in_process(environment: str | None, code: str) -> subprocess.CompletedProcess[str]:
+    import os
+
+    variables = {k: v for k, v in os.environ.items() if k != "FASTINIT"}
+    if environment is not None:
+        variables["FASTINIT"] = environment
+    return subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=False)
+
+
+COMPARE = """
+import torch, fastinit
+torch.manual_seed(0); ours = fastinit.normal_(torch.empty(64){})
+torch.manual_seed(0); theirs = torch.nn.init.normal_(torch.empty(64))
+print(torch.equal(ours, theirs))
+"""
+
+
+@pytest.mark.parametrize(
+    ("environment", "keywords", "torchs"),
+    [(None, "", False), ("0", "", True), ("0", ", fast=True", False), ("1", "", False), ("", "", False)],
+)
+def test_the_environment(environment, keywords, torchs):
+    run = in_process(environment, COMPARE.format(keywords))
+    assert run.stdout.strip() == str(torchs), run.stderr
+
+
+def test_the_environment_of_one_insists():
+    run = in_process("1", "import torch, fastinit; fastinit.normal_(torch.empty(4, dtype=torch.complex64))")
+    assert "RuntimeError: fast=True cannot be kept" in run.stderr
+
+
+def test_the_environment_refuses_other_values():
+    run = in_process("fast", "import fastinit")
+    assert "FASTINIT is 0 (torch.nn.init), 1 (compiled or an error) or unset, got 'fast'" in run.stderr
+
+
+@pytest.mark.parametrize("name", ["reference", "cpu", "eager"])
+def test_use_engine_forces_one(name, monkeypatch):
+    used = []
+    engine = engines.load(name)
+    original = type(engine).fill
+
+    def fill(self, *arguments):
+        used.append(self.name)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(type(engine), "fill", fill)
+    with fastinit.use_engine(name):
+        fastinit.normal_(torch.empty(4))
+    assert used == [name]
+
+
+def test_use_engine_and_fast_true():
+    with fastinit.use_engine("eager"), pytest.raises(RuntimeError, match="needs a compiled engine"):
+        fastinit.normal_(torch.empty(4), fast=True)
+    with fastinit.use_engine("cpu"):
+        fastinit.normal_(torch.empty(4), fast=True)
+
+
+def test_use_engine_refuses_other_names_and_ends_with_its_block():
+    with pytest.raises(ValueError, match="one of reference, cpu, eager; got 'gpu3'"), fastinit.use_engine("gpu3"):
+        pass
+    with pytest.raises(KeyError), fastinit.use_engine("reference"):
+        raise KeyError
+    assert engines.choose(torch.empty(1), None).name == "cpu"
+
+
+def test_engines_agree_through_the_public_functions():
+    results = []
+    for name in ("reference", "cpu", "eager"):
+        with fastinit.use_engine(name):
+            results.append(fastinit.trunc_normal_(torch.empty(300), std=0.7, stream=Stream(3)))
+    assert same_bits(results[0], results[1])
+    assert same_bits(results[0], results[2])

@@ -1,0 +1,449 @@
+"""A drop-in for torch.nn.init: names, signatures, return values, errors and warnings, word for word."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.init as torch_init
+from common import same_bits
+
+import fastinit
+import fastinit.init as init
+from fastinit import Stream
+
+DRAWING = (
+    "uniform_", "normal_", "trunc_normal_", "xavier_uniform_", "xavier_normal_", "kaiming_uniform_",
+    "kaiming_normal_", "orthogonal_", "sparse_",
+)  # fmt: skip
+WITH_FANS = ("xavier_uniform_", "xavier_normal_", "kaiming_uniform_", "kaiming_normal_")
+DEPRECATED = (
+    "uniform", "normal", "constant", "eye", "dirac", "xavier_uniform", "xavier_normal", "kaiming_uniform",
+    "kaiming_normal", "orthogonal", "sparse",
+)  # fmt: skip
+PRIVATE = (
+    "_calculate_fan_in_and_fan_out", "_calculate_correct_fan", "_no_grad_uniform_", "_no_grad_normal_",
+    "_no_grad_trunc_normal_", "_no_grad_fill_", "_no_grad_zero_", "_make_deprecate",
+)  # fmt: skip
+ARGUMENTS = {"constant_": (0.5,), "sparse_": (0.5,)}
+
+
+def torch_functions():
+    for name in dir(torch_init):
+        value = getattr(torch_init, name)
+        if inspect.isfunction(value) and value.__module__ == torch_init.__name__:
+            yield name, value
+
+
+def call(function, name, tensor):
+    return function(tensor, *ARGUMENTS.get(name.rstrip("_") + "_", ()))
+
+
+def test_every_name_and_parameter_of_torch_is_here():
+    seen = 0
+    for name, theirs in torch_functions():
+        ours = getattr(fastinit if not name.startswith("_") else init, name)
+        expected, got = inspect.signature(theirs).parameters, inspect.signature(ours).parameters
+        assert list(got)[: len(expected)] == list(expected), name
+        for parameter in expected:
+            assert got[parameter].default == expected[parameter].default, (name, parameter)
+            assert got[parameter].kind == expected[parameter].kind, (name, parameter)
+        extra = {name for name in list(got)[len(expected) :] if got[name].kind is inspect.Parameter.KEYWORD_ONLY}
+        assert extra == set(list(got)[len(expected) :])
+        if name in DRAWING:
+            assert extra == ({"fast", "stream", "layout"} if name in WITH_FANS else {"fast", "stream"})
+        seen += 1
+    assert seen >= 15 + len(DEPRECATED) + len(PRIVATE)
+    for name in getattr(torch_init, "__all__", ()):
+        assert name in fastinit.__all__
+
+
+def test_every_name_that_others_import_is_here():
+    for name in (*DEPRECATED, *PRIVATE, *DRAWING, "constant_", "ones_", "zeros_", "eye_", "dirac_", "calculate_gain"):
+        assert callable(getattr(init, name))
+    for name in ("trunc_normal", "ones", "zeros"):
+        assert not hasattr(init, name)
+        assert not hasattr(torch_init, name)
+
+
+@pytest.mark.parametrize("name", [*DRAWING, "constant_", "ones_", "zeros_", "eye_", "dirac_"])
+def test_returns_its_argument(name):
+    tensor = torch.empty(4, 4, 3) if name == "dirac_" else torch.empty(4, 4)
+    assert call(getattr(init, name), name, tensor) is tensor
+    parameter = torch.nn.Parameter(tensor.clone())
+    assert call(getattr(init, name), name, parameter) is parameter
+    assert parameter.requires_grad
+    assert parameter.is_leaf
+
+
+@pytest.mark.parametrize("name", DEPRECATED)
+def test_deprecated_names_warn_in_torchs_words(name):
+    tensor = torch.empty(4, 4, 3) if name == "dirac" else torch.empty(4, 4)
+    with pytest.warns(FutureWarning) as theirs:
+        call(getattr(torch_init, name), name, tensor)
+    with pytest.warns(FutureWarning) as ours:
+        assert call(getattr(init, name), name, tensor) is tensor
+    assert [str(w.message) for w in ours] == [str(w.message) for w in theirs]
+    assert ours[0].filename == __file__
+
+
+def outcome(function, tensor, *arguments, **keywords):
+    """What a call does: exception type and text, warnings; and that an error left the tensor alone."""
+    before = tensor.detach().clone()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            function(tensor, *arguments, **keywords)
+            error = None
+        except Exception as raised:
+            error = (type(raised), str(raised))
+            assert torch.equal(before.nan_to_num(7.0), tensor.detach().nan_to_num(7.0)), "changed by a call that failed"
+    return error, [(w.category, str(w.message)) for w in caught]
+
+
+nan, inf = math.nan, math.inf
+BAD_CALLS = [
+    ("uniform_", (2.0, 1.0)), ("uniform_", (nan, 1.0)), ("uniform_", (0.0, nan)), ("uniform_", (-inf, 1.0)),
+    ("uniform_", (0.0, inf)), ("uniform_", (-3e38, 3e38)), ("uniform_", (0.0, 1e39)), ("uniform_", ("a", 1.0)),
+    ("uniform_", (None, 1.0)), ("uniform_", (0.0, 1j)), ("uniform_", (0.0, [1.0])), ("uniform_", (0.0, 1.0, "gen")),
+    ("normal_", (0.0, -1.0)), ("normal_", (0.0, nan)), ("normal_", (0.0, "b")), ("normal_", (None,)),
+    ("normal_", (0.0, -inf)), ("normal_", (0.0, 1.0, 5)),
+    ("trunc_normal_", (0.0, 1.0, 2.0, -2.0)), ("trunc_normal_", (0.0, 1.0, nan, 2.0)),
+    ("trunc_normal_", (0.0, 1.0, -2.0, nan)), ("trunc_normal_", (0.0, "s")), ("trunc_normal_", ("m",)),
+    ("xavier_uniform_", ("g",)), ("xavier_normal_", ("g",)), ("xavier_normal_", (-1.0,)), ("xavier_uniform_", (-1.0,)),
+    ("xavier_normal_", (nan,)), ("xavier_uniform_", (nan,)), ("xavier_uniform_", (inf,)),
+    ("kaiming_uniform_", (0, "fan")), ("kaiming_normal_", (0, "fan")), ("kaiming_normal_", (0, 3)),
+    ("kaiming_uniform_", (0, "fan_in", "swish")), ("kaiming_normal_", (0, "fan_in", "swish")),
+    ("kaiming_uniform_", ("a",)), ("kaiming_normal_", (True,)), ("kaiming_normal_", ([1],)),
+    ("orthogonal_", ("g",)), ("sparse_", ("s",)), ("sparse_", (nan,)), ("sparse_", (0.5, -1.0)),
+    ("sparse_", (0.5, "s")),
+    ("constant_", ("c",)), ("dirac_", (3,)), ("dirac_", (0,)), ("dirac_", ("g",)), ("eye_", (1,)),
+]  # fmt: skip
+
+
+BAD_SHAPES = [(4, 4), (4,), (), (4, 4, 3), (0, 4), (4, 0, 3), (0, 0)]
+BAD_CASES = [
+    (name, arguments, shape)
+    for name, arguments in BAD_CALLS
+    for shape in BAD_SHAPES
+    # torch writes the tensor before it looks at gain; see test_orthogonal_gain
+    if not (name == "orthogonal_" and len(shape) >= 2 and 0 not in shape)
+]
+
+
+@pytest.mark.parametrize(("name", "arguments", "shape"), BAD_CASES, ids=str)
+def test_bad_calls_fail_in_torchs_words(name, arguments, shape):
+    theirs = outcome(getattr(torch_init, name), torch.full(shape, 7.0), *arguments)
+    ours = outcome(getattr(init, name), torch.full(shape, 7.0), *arguments)
+    if theirs[0] is not None and theirs[0][0] is ZeroDivisionError:
+        assert ours[0][0] is ZeroDivisionError
+    else:
+        assert ours == theirs
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("bounds", [(0.0, 70000.0), (-65000.0, 65000.0), (-1e300, 1e300), (0.0, 1e39), (0.0, inf)])
+def test_bounds_beyond_a_dtype_fail_in_torchs_words(bounds, dtype):
+    theirs = outcome(torch_init.uniform_, torch.full((9,), 7.0, dtype=dtype), *bounds)
+    assert outcome(init.uniform_, torch.full((9,), 7.0, dtype=dtype), *bounds) == theirs
+
+
+def test_errors_are_compared_for_real():
+    """The twin: a call that does not fail, and one that fails otherwise, are told apart."""
+    bad = outcome(torch_init.normal_, torch.full((4,), 7.0), 0.0, -1.0)
+    assert bad[0] is not None
+    assert outcome(init.normal_, torch.full((4,), 7.0), 0.0, 1.0) != bad
+    assert outcome(init.normal_, torch.full((4,), 7.0), 0.0, nan) != bad
+
+
+def test_orthogonal_gain():
+    tensor = torch.full((4, 4), 7.0)
+    with pytest.raises(TypeError, match="mul_"):
+        init.orthogonal_(tensor, "g")
+    assert (tensor == 7).all()
+
+
+@pytest.mark.parametrize("name", [*DRAWING, "eye_", "dirac_", "constant_"])
+@pytest.mark.parametrize("shape", [(), (5,), (2, 3), (2, 3, 4), (2, 3, 4, 5), (2, 2, 2, 2, 2), (2,) * 6], ids=str)
+def test_shapes_are_refused_as_by_torch(name, shape):
+    arguments = ARGUMENTS.get(name, ())
+    theirs = outcome(getattr(torch_init, name), torch.full(shape, 7.0), *arguments)
+    assert outcome(getattr(init, name), torch.full(shape, 7.0), *arguments) == theirs
+
+
+@pytest.mark.parametrize("target", [None, [1.0, 2.0], np.zeros(3), 3.0], ids=repr)
+@pytest.mark.parametrize("name", [*DRAWING, "ones_"])
+def test_what_is_no_tensor_is_refused_as_by_torch(name, target):
+    def error(function):
+        with pytest.raises(Exception) as raised:  # noqa: PT011  (whatever torch raises)
+            call(function, name, target)
+        return type(raised.value), str(raised.value)
+
+    assert error(getattr(init, name)) == error(getattr(torch_init, name))
+
+
+@pytest.mark.parametrize("name", ["trunc_normal_", "xavier_normal_", "xavier_uniform_"])
+def test_divisions_by_zero_say_what_was_wrong(name):
+    if name == "trunc_normal_":
+        with pytest.raises(ZeroDivisionError, match="std > 0, got 0"):
+            init.trunc_normal_(torch.empty(3), std=0.0)
+    else:
+        with pytest.raises(ZeroDivisionError, match=r"fan_in \+ fan_out, which is 0 for shape \(0, 0\)"):
+            getattr(init, name)(torch.empty(0, 0))
+
+
+def test_warnings_are_torchs_and_point_at_the_caller():
+    for name, tensor, arguments, words in [
+        ("trunc_normal_", torch.empty(9), (5.0, 1.0), "mean is more than 2 std"),
+        ("kaiming_uniform_", torch.empty(0, 3), (), "zero-element"),
+        ("kaiming_normal_", torch.empty(0, 3), (), "zero-element"),
+    ]:
+        with pytest.warns(UserWarning, match=words) as theirs:
+            getattr(torch_init, name)(tensor, *arguments)
+        with pytest.warns(UserWarning, match=words) as ours:
+            getattr(init, name)(tensor, *arguments)
+        assert [str(w.message) for w in ours] == [str(w.message) for w in theirs]
+        assert ours[0].filename == __file__
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int64, torch.bool, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize("name", DRAWING)
+def test_other_dtypes_are_torchs_business(name, dtype):
+    def result(function, **keywords):
+        torch.manual_seed(3)
+        tensor = torch.ones(4, 4).to(dtype)
+        try:
+            call(lambda t, *a: function(t, *a, **keywords), name, tensor)
+        except Exception as error:
+            return type(error), str(error)
+        return tensor.to(torch.complex64).tolist()
+
+    assert result(getattr(init, name)) == result(getattr(torch_init, name))
+    with pytest.raises(RuntimeError, match="fast=True cannot be kept: the stream contract does not cover"):
+        call(lambda t, *a: getattr(init, name)(t, *a, fast=True), name, torch.ones(4, 4).to(dtype))
+
+
+@pytest.mark.parametrize("name", [*DRAWING, "constant_", "ones_", "zeros_", "eye_", "dirac_"])
+def test_meta_tensors_stay_meta(name):
+    tensor = torch.empty((4, 4, 3) if name == "dirac_" else (4, 4), device="meta")
+    state = torch.get_rng_state()
+    assert call(getattr(init, name), name, tensor) is tensor
+    assert tensor.is_meta
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("name", DRAWING)
+def test_autograd_hears_of_the_write(name):
+    leaf = torch.nn.Parameter(torch.ones(4, 4))
+    version = leaf._version
+    loss = (leaf * leaf).sum()
+    call(getattr(init, name), name, leaf)
+    assert leaf._version > version
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_data_views_and_detached_aliases_are_written():
+    parameter = torch.nn.Parameter(torch.zeros(64))
+    init.normal_(parameter.data, stream=Stream(1))
+    assert same_bits(parameter.detach(), init.normal_(torch.empty(64), stream=Stream(1)))
+    base = torch.zeros(4, 64)
+    init.normal_(base[2], stream=Stream(1))
+    assert same_bits(base[2], parameter.detach())
+    assert (base[[0, 1, 3]] == 0).all()
+
+
+def test_scalars_and_empty_tensors():
+    scalar = init.normal_(torch.empty(()), stream=Stream(4))
+    assert same_bits(scalar.view(1), init.normal_(torch.empty(9), stream=Stream(4))[:1])
+    for shape in ((0,), (3, 0)):
+        assert init.uniform_(torch.empty(shape)).shape == shape
+
+
+def test_inference_tensors_behave_as_in_torch():
+    with torch.inference_mode():
+        tensor = torch.zeros(64)
+        init.normal_(tensor, stream=Stream(1))
+        normal = torch.zeros(64)
+    assert tensor.std() > 0.5
+    with pytest.raises(RuntimeError) as theirs:
+        torch_init.normal_(torch.inference_mode()(torch.zeros)(64))  # torch writes it first
+    assert outcome(init.normal_, normal)[0] == (RuntimeError, str(theirs.value))
+    ordinary = torch.zeros(64)
+    with torch.inference_mode():
+        init.normal_(ordinary, stream=Stream(1))
+    assert same_bits(ordinary, tensor.clone())
+
+
+def test_overlapping_tensors_get_torchs_error():
+    for name in ("normal_", "uniform_", "trunc_normal_"):
+        tensor = torch.zeros(1, 4).expand(4, 4)
+        assert outcome(getattr(init, name), tensor) == outcome(getattr(torch_init, name), tensor)
+        assert outcome(getattr(init, name), tensor)[0] is not None
+        assert (tensor == 0).all()
+
+
+class Recording(torch.Tensor):
+    """A subclass that watches which functions reach it."""
+
+    seen: list = []  # noqa: RUF012
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        cls.seen.append(func)
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+class Quiet(torch.Tensor):
+    """A subclass that changes nothing."""
+
+
+def test_subclasses_with_torch_functions_see_torchs_calls():
+    tensor = torch.zeros(4, 4).as_subclass(Recording)
+    for name in DRAWING:
+        calls = []
+        for module in (torch_init, init):
+            torch.manual_seed(1)
+            Recording.seen.clear()
+            call(getattr(module, name), name, tensor)
+            calls.append(list(Recording.seen))
+        assert calls[0] == calls[1] != [], name
+
+
+def test_subclasses_that_change_nothing_are_fast():
+    tensor = torch.zeros(64).as_subclass(Quiet)
+    assert init.normal_(tensor, stream=Stream(1)) is tensor
+    assert same_bits(tensor.as_subclass(torch.Tensor), init.normal_(torch.empty(64), stream=Stream(1)))
+
+
+def test_function_modes_see_torchs_calls():
+    class Log(torch.overrides.TorchFunctionMode):
+        def __init__(self):
+            super().__init__()
+            self.seen = []
+
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            self.seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    with Log() as log:
+        init.normal_(torch.empty(4))
+        init.kaiming_uniform_(torch.empty(4, 4))
+    assert torch_init.normal_ in log.seen
+    assert torch_init.kaiming_uniform_ in log.seen
+
+
+def test_dispatch_modes_see_torchs_operations():
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Log(TorchDispatchMode):
+        seen: list = []  # noqa: RUF012
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    tensor = torch.empty(4)
+    with Log() as log:
+        init.normal_(tensor)
+    assert torch.ops.aten.normal_.default in log.seen
+
+
+def test_fake_tensors_and_device_contexts():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        fake = torch.empty(4, 4)
+        assert init.normal_(fake) is fake
+    with torch.device("meta"):
+        real = torch.zeros(64, device="cpu")
+        init.normal_(real, stream=Stream(1), fast=True)
+        init.dirac_(torch.empty(4, 4, 3, device="cpu"))
+        assert init.normal_(torch.empty(3)).is_meta
+    assert same_bits(real, init.normal_(torch.empty(64), stream=Stream(1)))
+
+
+def test_vmap_and_compile_leave_it_to_torch():
+    def noise(x):
+        return init.normal_(torch.empty_like(x)) + x
+
+    out = torch.func.vmap(noise, randomness="different")(torch.zeros(3, 1000))
+    assert out.shape == (3, 1000)
+    assert 0.9 < out.std() < 1.1
+
+
+def test_numbers_that_torch_takes_for_floats():
+    expected = init.normal_(torch.empty(64), 1.0, 2.0, stream=Stream(1))
+    for mean, std in ((1, 2), (np.float64(1), np.float64(2)), (np.float32(1), np.int64(2)), (True, 2)):
+        assert same_bits(init.normal_(torch.empty(64), mean, std, stream=Stream(1)), expected)
+
+
+def test_layouts_of_fans():
+    tall = torch.empty(300, 200)
+    kaiming = init.kaiming_normal_(torch.empty(200, 300), stream=Stream(1))
+    assert math.isclose(kaiming.std(), math.sqrt(2 / 300), rel_tol=0.02)
+    turned = init.kaiming_normal_(tall, stream=Stream(1), layout="io")
+    assert math.isclose(turned.std(), math.sqrt(2 / 300), rel_tol=0.02)
+    experts = init.xavier_uniform_(torch.empty(8, 100, 50), stream=Stream(1), layout="bio")
+    assert math.isclose(experts.std(), math.sqrt(2 / 150), rel_tol=0.02)
+    convolution = init.kaiming_uniform_(
+        torch.empty(3, 3, 64, 32), 0, "fan_out", "relu", stream=Stream(1), layout="ssio"
+    )
+    assert math.isclose(convolution.std(), math.sqrt(2 / (9 * 32)), rel_tol=0.02)
+    by_torch = init.kaiming_normal_(tall, fast=False, layout="io")
+    assert math.isclose(by_torch.std(), math.sqrt(2 / 300), rel_tol=0.02)
+    same = init.kaiming_normal_(torch.empty(200, 300), stream=Stream(1), layout="oi")
+    assert same_bits(same, kaiming)
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        ("o", "names 1 dimensions, the tensor has 2"),
+        ("xy", "letters"),
+        ("oo", "needs input and output"),
+        (3, "letters"),
+    ],
+)
+def test_bad_layouts(layout, message):
+    tensor = torch.full((4, 5), 7.0)
+    with pytest.raises(ValueError, match=message):
+        init.xavier_normal_(tensor, layout=layout)
+    with pytest.raises(ValueError, match="Mode fan not supported"):
+        init.kaiming_normal_(tensor, mode="fan", layout="io")
+    assert (tensor == 7).all()
+
+
+def test_half_bounded_truncation_works_where_torch_gives_up():
+    """torch rejects [-inf, -2] by accident (no uniform proposal there); it is a law like any other."""
+    tensor = init.trunc_normal_(torch.empty(10_000), a=-inf, b=-1.9, stream=Stream(1))
+    assert tensor.max() <= -1.9
+    assert tensor.min() < -3
+    free = init.trunc_normal_(torch.empty(64), a=-inf, b=inf, stream=Stream(1))
+    assert same_bits(free, init.normal_(torch.empty(64), stream=Stream(1)))
+
+
+def test_bits_fills_int32_only():
+    words = fastinit.bits_(torch.empty(64, dtype=torch.int32), stream=Stream(0))
+    assert words[0].item() & 0xFFFFFFFF == 0x6627E8D5
+    with pytest.raises(TypeError, match="int32"):
+        fastinit.bits_(torch.empty(64))
+
+
+def test_a_stream_and_a_generator_together_are_refused():
+    tensor = torch.full((4, 4), 7.0)
+    for name in DRAWING:
+        function = getattr(init, name)
+        with pytest.raises(ValueError, match="not both"):
+            function(tensor, *ARGUMENTS.get(name, ()), generator=torch.Generator(), stream=Stream(1))
+        with pytest.raises(TypeError, match=r"fastinit\.Stream, got int"):
+            function(tensor, *ARGUMENTS.get(name, ()), stream=5)
+        with pytest.raises(RuntimeError, match="cannot serve stream="):
+            function(tensor, *ARGUMENTS.get(name, ()), stream=Stream(1), fast=False)
+        with pytest.raises(ValueError, match="fast is True, False or None"):
+            function(tensor, *ARGUMENTS.get(name, ()), fast="yes")
+    assert (tensor == 7).all()

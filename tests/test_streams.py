@@ -1,0 +1,133 @@
+"""Where streams come from: seeds, names, generators, torch's default."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+
+import numpy as np
+import pytest
+import torch
+from common import same_bits
+
+import fastinit
+from fastinit import Stream
+from fastinit.streams import drawn_seed
+
+
+def test_the_default_generator_repeats_and_goes_on():
+    torch.manual_seed(0)
+    first, second = fastinit.normal_(torch.empty(64)), fastinit.normal_(torch.empty(64))
+    torch.manual_seed(0)
+    assert same_bits(fastinit.normal_(torch.empty(64)), first)
+    assert same_bits(fastinit.normal_(torch.empty(64)), second)
+    assert not same_bits(first, second)
+
+
+def test_a_generator_advances_by_one_number_whatever_the_size():
+    states = []
+    for shape in ((0,), (1,), (1000, 1000)):
+        generator = torch.Generator().manual_seed(3)
+        fastinit.uniform_(torch.empty(shape), generator=generator)
+        states.append(generator.get_state())
+    expected = torch.Generator().manual_seed(3)
+    torch.empty((), dtype=torch.int64).random_(-(1 << 63), None, generator=expected)
+    assert all(torch.equal(state, expected.get_state()) for state in states)
+
+
+def test_a_generators_number_is_the_streams_seed():
+    generator, twin = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
+    number = torch.empty((), dtype=torch.int64).random_(-(1 << 63), None, generator=twin).item() % 2**64
+    drawn = fastinit.normal_(torch.empty(64), generator=generator)
+    assert same_bits(drawn, fastinit.normal_(torch.empty(64), stream=Stream(number)))
+
+
+def test_all_64_bits_are_drawn():
+    numbers = [drawn_seed(None) for _ in range(200)]
+    assert len(set(numbers)) == 200
+    for bit in range(64):
+        assert 50 < sum(number >> bit & 1 for number in numbers) < 150
+
+
+class FakeCudaGenerator:
+    """What torch's CUDA generator offers, on a machine that has none: a seed and an offset."""
+
+    device = torch.device("cuda")
+
+    def __init__(self, seed: int, offset: int = 0) -> None:
+        self.seed, self.offset = seed, offset
+
+    def initial_seed(self) -> int:
+        return self.seed
+
+    def get_offset(self) -> int:
+        return self.offset
+
+    def set_offset(self, offset: int) -> None:
+        self.offset = offset
+
+
+def test_a_cuda_generator_is_read_through_seed_and_offset():
+    generator = FakeCudaGenerator(5)
+    numbers = [drawn_seed(generator) for _ in range(3)]
+    assert generator.offset == 12
+    assert len(set(numbers)) == 3
+    assert drawn_seed(FakeCudaGenerator(5)) == numbers[0]
+    assert drawn_seed(FakeCudaGenerator(5, 4)) == numbers[1]
+    assert drawn_seed(FakeCudaGenerator(6)) not in numbers
+
+
+def test_names():
+    a = Stream.named("model.layers.0.weight", seed=7)
+    assert a == Stream.named("model.layers.0.weight", 7)
+    framed = (21).to_bytes(8, "little") + b"model.layers.0.weight"
+    assert a == Stream(7, int.from_bytes(hashlib.blake2b(framed, digest_size=8).digest(), "little"))
+    names = ["a", "b", "ab", ("a", "b"), ("ab", ""), ("", "ab"), ("a", "b", "")]
+    assert len({Stream.named(name).id for name in names}) == len(names)
+    assert Stream.named("a", 1) != Stream.named("a", 2)
+    assert a.child("zeros") != a.child("ones") != a
+    assert a.child("zeros") == Stream.named("model.layers.0.weight", 7).child("zeros")
+
+
+@pytest.mark.parametrize("name", [(), 3, ("a", 3), b"a"], ids=repr)
+def test_bad_names(name):
+    with pytest.raises(TypeError):
+        Stream.named(name)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_seeds_out_of_range(seed):
+    with pytest.raises(ValueError, match=r"seed lies in \[0, 2\*\*64\), got"):
+        Stream(seed)
+    with pytest.raises(ValueError, match=r"id lies in \[0, 2\*\*64\), got"):
+        Stream(0, seed)
+
+
+def test_seeds_are_whole_numbers():
+    with pytest.raises(TypeError):
+        Stream(1.5)
+    with pytest.raises(TypeError):
+        Stream("1")
+    assert Stream(np.int64(5)) == Stream(5)
+    assert Stream(2**64 - 1).seed == 2**64 - 1
+
+
+def test_streams_hash_and_compare():
+    assert {Stream(1, 2), Stream(1, 2)} == {Stream(1, 2)}
+    with pytest.raises(AttributeError):
+        Stream(1).seed = 3
+
+
+def test_drawing_works_in_inference_mode_and_in_new_threads():
+    results = []
+
+    def work():
+        with torch.inference_mode():
+            results.append(fastinit.normal_(torch.empty(64)).clone())
+        results.append(fastinit.normal_(torch.empty(64)))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert len(results) == 2
+    assert not torch.equal(results[0], results[1])
