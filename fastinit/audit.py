@@ -214,10 +214,11 @@ def replay(groups: Sequence[Group], side: str, seed: int, tick: Callable[[], obj
     torch.manual_seed(seed)
     seconds = []
     for group in groups:
-        wait_for(group)
+        devices = {call.tensor.device for call in group.calls if not call.tensor.is_cpu}
+        wait_for(devices)
         begin = time.perf_counter()
         draw(group, side)
-        wait_for(group)
+        wait_for(devices)
         seconds.append(time.perf_counter() - begin)
         tick()
     return seconds
@@ -246,9 +247,9 @@ def poison(tensor: Tensor) -> None:
         tensor.fill_(math.nan)
 
 
-def wait_for(group: Group) -> None:
+def wait_for(devices: Iterable[torch.device]) -> None:
     """Other devices than the CPU work behind the program's back."""
-    for device in {call.tensor.device for call in group.calls if not call.tensor.is_cpu}:
+    for device in devices:
         torch.get_device_module(device).synchronize(device)
 
 

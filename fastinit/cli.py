@@ -91,10 +91,10 @@ def run_compare(arguments: argparse.Namespace) -> int:
     try:
         audit = compare(module, seed=arguments.seed, repeat=arguments.repeat)
     except ResetError as error:
-        raise Misuse(f"{arguments.target}: {error}; compare needs it to run without arguments") from error
+        raise Misuse(f"{arguments.target}: {one_line(error)}; compare needs it to run without arguments") from error
     if not audit.rows:
         raise Misuse(
-            f"{arguments.target}: no parameter is filled by a reset_parameters, so there is nothing to compare"
+            f"{arguments.target}: reset_parameters fills no parameter that has memory, so there is nothing to compare"
         )
     show(audit, arguments.target, new_console())
     if draw_picture is not None:

@@ -33,10 +33,9 @@ class Bar(NamedTuple):
 
 def why_not(path: str) -> str | None:
     """Why no picture can be written there; None if it can."""
-    formats = Figure().canvas.get_supported_filetypes()
-    suffix = Path(path).suffix.removeprefix(".").lower()
-    if suffix not in formats:
-        return f"expected a file name that ends in .{', .'.join(sorted(formats))}"
+    suffix = Path(path).suffix
+    if suffix.removeprefix(".").lower() not in Figure().canvas.get_supported_filetypes():
+        return f"matplotlib writes no {suffix or 'files without a suffix'}; expected .png, .pdf or .svg"
     if not Path(path).absolute().parent.is_dir():
         return "its folder does not exist"
     return "it is a folder" if Path(path).is_dir() else None

@@ -13,6 +13,7 @@ import functools
 import inspect
 import sys
 import types
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -123,7 +124,8 @@ class Recorder(TorchFunctionMode):
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        with torch.no_grad(), replaced(self.spy), self:
+        with torch.no_grad(), warnings.catch_warnings(), replaced(self.spy), self:
+            warnings.simplefilter("ignore")  # the module's construction has shown them
             yield
 
     def laws(self, module: torch.nn.Module) -> dict[str, Call]:

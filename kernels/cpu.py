@@ -244,9 +244,9 @@ def runs_of(out: torch.Tensor, steps: Sequence[int]) -> Runs:
 
 
 # Measured by `python -m bench.thresholds`.
-THREADS_FROM = 1 << 20  # bytes; below, waking a thread takes longer than drawing
-STREAMING_FROM = 8 << 20  # bytes; below, the tensor had better stay in the cache
-HUGE_PAGES_FROM = 8 << 20  # bytes
+THREADS_FROM = 2 << 20  # bytes; below, waking a thread takes longer than drawing
+STREAMING_FROM = 32 << 20  # bytes; below, the tensor had better stay in the cache
+HUGE_PAGES_FROM = 16 << 20  # bytes; twice as fast on fresh memory from here on
 PIECES_A_THREAD = 8  # small enough to even out what the machine does to one thread
 
 

@@ -1,0 +1,306 @@
+"""What `fastinit compare` measures and judges: recorded calls, their laws, and the distance of samples from them."""
+
+from __future__ import annotations
+
+import functools
+import math
+import types
+
+import numpy as np
+import pytest
+import torch
+from common import FLOATS, LAWS, name_of
+from scipy import stats
+from torch import nn
+from torch.nn.init import trunc_normal_, xavier_normal_
+
+import fastinit
+from fastinit import audit, judging, recorder
+from fastinit.judging import cdf, ks_bound, ks_distance, moments
+from fastinit.laws import Normal, TruncNormal, Uniform
+from fastinit.recorder import ResetError, record
+
+SEED = 20260101  # of every statistical test: a failure means that the code changed
+RANDOM = ("uniform_", "normal_", "trunc_normal_", "xavier_uniform_", "xavier_normal_", "kaiming_uniform_",
+          "kaiming_normal_")  # fmt: skip
+hidden = functools.partial(nn.init.xavier_uniform_, gain=2.0)  # where no search of modules finds it
+
+
+class Resets(nn.Module):
+    """Parameters a, b, ... of one shape, and a `reset_parameters` to try out."""
+
+    def __init__(self, reset, shape=(6, 4), names="a"):
+        super().__init__()
+        for name in names:
+            self.register_parameter(name, nn.Parameter(torch.zeros(shape)))
+        self.reset = reset
+
+    def reset_parameters(self):
+        self.reset(self)
+
+
+def recorded(reset, **settings):
+    """Names and arguments of what a reset did, by parameter."""
+    return {name: (call.initialiser, call.arguments) for name, call in record(Resets(reset, **settings)).items()}
+
+
+# --- recording ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", recorder.INITIALISERS)
+def test_every_initialiser_is_recorded_under_its_own_name(name):
+    """The outermost call counts: kaiming_uniform_ is not uniform_, orthogonal_ not normal_."""
+    arguments = {"constant_": {"val": 2.0}, "sparse_": {"sparsity": 0.5}}.get(name, {})
+    shape = (6, 4, 3) if name == "dirac_" else (6, 4)
+    found = recorded(lambda module: getattr(nn.init, name)(module.a, **arguments), shape=shape)
+    assert found["a"][0] == name
+    assert found["a"][1].items() >= arguments.items()
+    assert not {"tensor", "generator"} & found["a"][1].keys()
+
+
+@pytest.mark.parametrize(
+    ("reset", "expected"),
+    [
+        (lambda m: nn.init.normal_(m.a, std=0.5), ("normal_", {"mean": 0.0, "std": 0.5})),
+        (lambda m: xavier_normal_(m.a), ("xavier_normal_", {"gain": 1.0})),
+        (lambda m: trunc_normal_(m.a, std=0.5), ("trunc_normal_", {"mean": 0.0, "std": 0.5, "a": -2.0, "b": 2.0})),
+        (lambda m: m.a.data.normal_(1.0, std=0.5), ("normal_", {"mean": 1.0, "std": 0.5})),
+        (lambda m: m.a.normal_(), ("normal_", {})),
+        (lambda m: m.a.data.uniform_(-2, 3), ("uniform_", {"a": -2, "b": 3})),
+        (lambda m: m.a.data.uniform_(to=3.0), ("uniform_", {"b": 3.0})),
+        (lambda m: m.a.data.fill_(3.0), ("constant_", {"val": 3.0})),
+        (lambda m: torch.fill_(m.a.data, value=3.0), ("constant_", {"val": 3.0})),
+        (lambda m: m.a.detach().zero_(), ("zeros_", {})),
+        (lambda m: m.a.data.view(-1).zero_().requires_grad_(False), ("zeros_", {})),
+        (lambda m: fastinit.xavier_normal_(m.a, gain=2.0), ("xavier_normal_", {"gain": 2.0})),
+    ],
+)
+def test_calls_are_recorded_however_they_are_made(reset, expected):
+    assert recorded(reset)["a"] == expected
+
+
+def test_a_function_that_no_module_holds_is_recorded_as_what_it_does_to_the_tensor():
+    name, arguments = recorded(lambda m: hidden(m.a))["a"]
+    assert name == "uniform_"
+    assert arguments["b"] == pytest.approx(2 * math.sqrt(6 / 10))
+
+
+@pytest.mark.parametrize(
+    "reset",
+    [
+        lambda m: None,
+        lambda m: m.a.data[:3].normal_(),  # a part
+        lambda m: torch.empty(6, 4).normal_(),  # another tensor
+        lambda m: m.a.data.copy_(torch.randn(6, 4)),  # no law that anybody could tell
+        lambda m: nn.init.normal_(m.a).mul_(2.0),  # changed afterwards
+        lambda m: (nn.init.normal_(m.a), m.a.data.__itruediv__(2.0)),
+        lambda m: (nn.init.normal_(m.a), setattr(m.a, "data", torch.ones(6, 4))),  # moved away
+    ],
+)
+def test_no_law_is_made_up(reset):
+    assert recorded(reset) == {}
+
+
+def test_the_last_call_counts_and_parents_come_after_children():
+    outer = Resets(lambda m: nn.init.uniform_(m.child.a), names="b")
+    outer.child = Resets(lambda m: (nn.init.normal_(m.a), nn.init.zeros_(m.b)), names="ab")
+    found = {name: call.initialiser for name, call in record(outer).items()}
+    assert found == {"child.a": "uniform_", "child.b": "zeros_"}
+
+
+def test_transformer_layers_are_recorded_as_torch_resets_them():
+    found = record(nn.MultiheadAttention(8, 2))
+    assert {name: call.initialiser for name, call in found.items()} == {
+        "in_proj_weight": "xavier_uniform_", "in_proj_bias": "constant_",
+        "out_proj.weight": "kaiming_uniform_", "out_proj.bias": "constant_",
+    }  # fmt: skip
+
+
+def test_tied_parameters_count_once():
+    module = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
+    module[1].weight = module[0].weight
+    assert list(record(module)) == ["0.weight"]
+
+
+def test_parameters_without_memory_are_left_alone():
+    module = nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 3, device="meta"), nn.Linear(2, 2))
+    assert list(record(module)) == ["2.weight", "2.bias"]
+
+
+def test_a_reset_that_fails_is_named_and_everything_is_put_back():
+    before = [getattr(nn.init, name) for name in recorder.INITIALISERS]
+    with pytest.raises(ResetError, match=r"Resets\.reset_parameters\(\) raised ZeroDivisionError"):
+        record(Resets(lambda m: 1 / 0))
+    assert [getattr(nn.init, name) for name in recorder.INITIALISERS] == before
+    assert trunc_normal_ is nn.init.trunc_normal_
+    assert not torch.overrides._get_current_function_mode_stack()
+
+
+# --- judging -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_distribution_functions_of_tensors_are_those_of_the_laws(name):
+    law = LAWS[name]
+    points = [law.mean + k * law.std / 4 for k in range(-20, 21)]
+    got = cdf(law, torch.tensor(points, dtype=torch.float64))
+    assert got.tolist() == pytest.approx([law.cdf(point) for point in points], abs=1e-12)
+
+
+def test_distance_of_float64_samples_is_scipys():
+    sample = torch.randn(10_001, dtype=torch.float64)
+    assert ks_distance(sample, Normal(0.1, 1.0)) == pytest.approx(stats.kstest(sample.numpy(), "norm", (0.1, 1.0))[0])
+
+
+def test_distance_of_rounded_samples_by_hand():
+    """float16 near 1024 holds whole numbers: 1024 stands for [1024, 1024.5), 1025 for [1024.5, 1025.5), ..."""
+    law, held = Uniform(1024.0, 1028.0), [1024.0, 1025.0, 1026.0, 1027.0]
+    shares = [1, 2, 2, 3]  # eighths; 1027 is the greatest number below the bound, and stands for all above 1026.5
+    sample = torch.tensor([value for value, n in zip(held, shares, strict=True) for _ in range(n)]).half()
+    assert ks_distance(sample, law) == pytest.approx(0.0, abs=1e-12)
+    assert ks_distance(sample[1:], law) == pytest.approx(1 / 8)  # 1024 is missing
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=name_of)
+@pytest.mark.parametrize("name", LAWS)
+def test_true_samples_pass_and_slightly_wrong_ones_fail(name, dtype):
+    """False alarms: ALPHA each, for a seed that never changes. The twin is shifted by a fiftieth of its std."""
+    law = LAWS[name]
+    sample = torch.empty(1 << 18, dtype=dtype)
+    fastinit.fill.fill(sample, law, stream=fastinit.Stream(SEED))
+    assert ks_distance(sample, law) <= ks_bound(sample.numel())
+    if dtype in (torch.float32, torch.float64):
+        assert ks_distance(sample + law.std / 50, law) > ks_bound(sample.numel())
+
+
+def test_a_value_that_was_not_written_is_no_sample():
+    sample = torch.rand(1000)
+    sample[17] = math.nan
+    distance = ks_distance(sample, Uniform(0.0, 1.0))
+    assert not judging.Observed(0.5, 0.3, sample, distance).passes
+
+
+def test_moments_are_those_of_all_tensors_together(monkeypatch):
+    monkeypatch.setattr(judging, "CHUNK", 100)
+    tensors = [torch.randn(33, 7) + 1e4, torch.randn(1) + 1e4, torch.randn(8, 4).t() + 1e4]
+    together = np.concatenate([tensor.double().numpy().ravel() for tensor in tensors])
+    assert moments(tensors) == pytest.approx((together.mean(), together.std()), rel=1e-9)
+
+
+# --- replaying ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_the_law_of_a_call_is_the_law_of_what_torch_draws(name):
+    """Judged on torch's own samples, so that a wrong formula here cannot agree with itself."""
+    for arguments in ({}, ARGUMENTS[name]):
+        call = next(iter(record(Resets(lambda m, a=arguments: getattr(nn.init, name)(m.a, **a), (300, 200))).values()))
+        law = audit.law_of(call)
+        assert ks_distance(call.tensor.flatten(), law) <= ks_bound(call.tensor.numel())
+        assert ks_distance(call.tensor.flatten() * 1.05, law) > ks_bound(call.tensor.numel())
+
+
+ARGUMENTS = {
+    "uniform_": {"a": -3.0, "b": -1.0},
+    "normal_": {"mean": 2.0, "std": 3.0},
+    "trunc_normal_": {"mean": 0.2, "std": 0.5, "a": -0.3, "b": 2.0},
+    "xavier_uniform_": {"gain": 3.0},
+    "xavier_normal_": {"gain": 3.0},
+    "kaiming_uniform_": {"a": 2.0, "mode": "fan_out"},
+    "kaiming_normal_": {"mode": "fan_out", "nonlinearity": "tanh"},
+}
+
+
+def test_fans_are_those_of_the_view_that_was_given():
+    call = record(Resets(lambda m: nn.init.kaiming_normal_(m.a.t())))["a"]
+    assert audit.law_of(call).std == pytest.approx(math.sqrt(2 / 6))  # rows count, not columns
+
+
+@pytest.mark.parametrize("reset", [lambda m: nn.init.orthogonal_(m.a), lambda m: nn.init.normal_(m.a, std=0.0)])
+def test_no_law_to_judge_by(reset):
+    assert audit.law_of(record(Resets(reset))["a"]) is None
+
+
+def test_groups_share_initialiser_dtype_and_law():
+    module = nn.Sequential(nn.Linear(9, 5), nn.Linear(9, 7), nn.Linear(9, 5).double(), nn.LayerNorm(5))
+    groups = audit.grouped(record(module).values())
+    assert {(group.initialiser, len(group.calls), group.elements, group.constant) for group in groups} == {
+        ("kaiming_uniform_", 2, 108, None), ("kaiming_uniform_", 1, 45, None), ("uniform_", 2, 12, None),
+        ("uniform_", 1, 5, None), ("ones_", 1, 5, 1.0), ("zeros_", 1, 5, 0.0),
+    }  # fmt: skip
+    assert groups[0].size == 4 * 108
+
+
+def small() -> nn.Module:
+    return nn.Sequential(nn.Embedding(200, 64, padding_idx=0), nn.Linear(64, 200), nn.LayerNorm(200), nn.PReLU())
+
+
+def test_compare_replays_each_law_with_both():
+    module = small()
+    module.register_parameter("scale", nn.Parameter(torch.full((3,), 7.0)))
+    found = audit.compare(module, seed=SEED, repeat=2)
+    assert {row.group.initialiser for row in found.rows} == {
+        "normal_", "kaiming_uniform_", "uniform_", "ones_", "zeros_", "constant_"
+    }  # fmt: skip
+    assert (found.passes, found.without_law, found.failures) == (2, 1, [])
+    assert module.scale.tolist() == [7.0] * 3
+    for row in found.rows:
+        assert all(row.seconds[side] > 0 for side in audit.SIDES)
+        if row.group.law is not None:
+            for side in audit.SIDES:
+                seen = row.observed[side]
+                assert seen.passes
+                assert seen.std == pytest.approx(row.group.law.std, rel=0.3)
+            assert row.observed["torch"].distance != row.observed["fastinit"].distance
+    assert found.total("torch") == sum(row.seconds["torch"] for row in found.rows)
+
+
+def test_compare_is_repeatable():
+    first, second = (audit.compare(small(), seed=3, repeat=1) for _ in range(2))
+    for one, other in zip(first.rows, second.rows, strict=True):
+        for side in audit.SIDES:
+            assert torch.equal(one.observed[side].sample, other.observed[side].sample)
+
+
+def test_compare_sees_a_wrong_law(monkeypatch):
+    """The twin: a fastinit whose uniform_ is a twentieth too wide."""
+    draw = fastinit.init.uniform_
+    monkeypatch.setattr(fastinit.init, "uniform_", lambda tensor, a, b: draw(tensor, 1.05 * a, 1.05 * b))
+    found = audit.compare(nn.Linear(1, 100_000), repeat=1)
+    assert [row.group.initialiser for row in found.failures] == ["uniform_"]
+    assert found.failures[0].observed["torch"].passes
+
+
+def test_compare_sees_what_was_not_written(monkeypatch):
+    monkeypatch.setattr(fastinit.init, "uniform_", lambda tensor, a, b: tensor)
+    found = audit.compare(nn.Linear(8, 8), repeat=1)
+    assert [row.group.initialiser for row in found.failures] == ["uniform_"]
+
+
+def test_passes_make_up_a_second_within_limits():
+    assert [audit.passes_for(seconds) for seconds in (0.0, 1e-6, 0.1, 60.0)] == [25, 25, 10, 3]
+
+
+@pytest.mark.skipif(audit.forget_peak() is None, reason="this system keeps no account of peak memory")
+def test_temporaries_are_seen_in_the_peak_of_memory(monkeypatch):
+    copying = types.SimpleNamespace(normal_=lambda tensor, mean, std: tensor.copy_(torch.randn(tensor.shape)))
+    monkeypatch.setitem(audit.SIDES, "torch", copying)
+    groups = audit.grouped(record(Resets(lambda m: nn.init.normal_(m.a), (1 << 23,))).values())
+    audit.prepare(groups)
+    with torch.no_grad():
+        extra = {side: audit.watched(groups, side, 0, lambda: None)[0] for side in audit.SIDES}
+    assert extra["torch"] > 0.9 * groups[0].size  # Linux counts in batches
+    assert extra["fastinit"] < groups[0].size / 8
+
+
+def test_a_sample_of_a_large_group_comes_from_all_columns():
+    """The step through the tensor is odd, so no column of a kernel's block of 64 is always left out."""
+    call = recorder.Call("a", "uniform_", torch.arange(4.0e6), {"a": 0.0, "b": 4.0e6})
+    sample = audit.observe(audit.grouped([call])[0]).sample
+    assert 500_000 < sample.numel() <= audit.SAMPLE
+    assert len((sample % 64).unique()) == 64
+
+
+def test_truncated_laws_count_from_the_thinner_tail():
+    law = TruncNormal(0.0, 1.0, -math.inf, -30.0)
+    assert cdf(law, torch.tensor([law.mean], dtype=torch.float64)).item() == pytest.approx(law.cdf(law.mean), rel=1e-9)

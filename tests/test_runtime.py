@@ -1,0 +1,326 @@
+"""What a user's process sees: imports, caches, threads, forks, memory, broken installations."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from common import same_bits
+
+import fastinit
+from fastinit import Stream, engines
+from fastinit.kernels import cpu, threads
+from fastinit.kernels.engine import Draw
+from fastinit.kernels.pages import advise_huge_pages, setting
+
+PACKAGE = Path(fastinit.__file__).parent
+KERNELS = Path(cpu.__file__).parent
+
+
+def python(code: str, *arguments: str, **environment: str) -> str:
+    """What a fresh Python prints for `code`; warnings are printed, not raised."""
+    variables = {**os.environ, **environment}
+    command = [sys.executable, *arguments, "-c", code]
+    run = subprocess.run(command, env=variables, capture_output=True, text=True, check=False, timeout=300)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+def test_import_is_light():
+    """Neither numba nor triton, and less than 50 ms on top of torch (the median of five)."""
+    code = """
+import json, sys, time
+import torch
+before = set(sys.modules)
+start = time.perf_counter()
+import fastinit
+seconds = time.perf_counter() - start
+new = {name.split(".")[0] for name in set(sys.modules) - before}
+print(json.dumps([seconds, sorted(new & {"numba", "llvmlite", "triton", "rich", "tqdm", "matplotlib", "scipy"})]))
+"""
+    runs = [json.loads(python(code)) for _ in range(5)]
+    assert all(heavy == [] for _, heavy in runs)
+    assert sorted(seconds for seconds, _ in runs)[2] < 0.050
+
+
+FIRST_CALL = """
+import json, time, torch, fastinit, numba, warnings
+warnings.simplefilter("error")
+times = []
+for _ in range(2):
+    start = time.perf_counter()
+    drawn = fastinit.normal_(torch.empty(1000), stream=fastinit.Stream(5))
+    times.append(time.perf_counter() - start)
+print(json.dumps([times[0], drawn[:4].tolist()]))
+"""
+
+
+def test_a_second_process_loads_what_the_first_compiled(tmp_path):
+    first = json.loads(python(FIRST_CALL, FASTINIT_CACHE_DIR=str(tmp_path)))
+    files = sorted(path.name for path in tmp_path.iterdir())
+    seconds = [json.loads(python(FIRST_CALL, FASTINIT_CACHE_DIR=str(tmp_path))) for _ in range(3)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == files
+    assert len(files) == 2  # the law's kernel and the words that check the engine
+    assert sorted(time for time, _ in seconds)[1] < 0.300
+    assert all(values == first[1] for _, values in seconds)
+
+
+def test_a_cut_or_foreign_file_is_compiled_anew(tmp_path):
+    expected = json.loads(python(FIRST_CALL, FASTINIT_CACHE_DIR=str(tmp_path)))[1]
+    for damage in (lambda content: content[:-7], lambda content: b"", lambda content: b"x" * 999):
+        for path in tmp_path.iterdir():
+            path.write_bytes(damage(path.read_bytes()))
+        assert json.loads(python(FIRST_CALL, FASTINIT_CACHE_DIR=str(tmp_path)))[1] == expected
+
+
+def test_a_cache_that_cannot_be_written_only_costs_time(tmp_path):
+    place = tmp_path / "file"
+    place.write_text("not a folder")
+    environment = {"FASTINIT_CACHE_DIR": "", "XDG_CACHE_HOME": str(place), "HOME": str(place), "TMPDIR": str(tmp_path)}
+    code = FIRST_CALL + "\nfrom fastinit.kernels.cache import folder; print(folder())"
+    # A home that is no folder: the private folder in the temporary one serves.
+    lines = python(code, **environment).splitlines()
+    assert lines[1].startswith(str(tmp_path))
+    # No folder at all.
+    lines = python(code, **{**environment, "FASTINIT_CACHE_DIR": str(place)}).splitlines()
+    assert lines[1] == "None"
+
+
+def test_a_folder_that_others_can_write_is_refused(tmp_path):
+    from fastinit.kernels.cache import is_ours
+
+    assert is_ours(tmp_path / "new" / "one")
+    tmp_path.chmod(0o777)
+    assert not is_ours(tmp_path)
+    tmp_path.chmod(0o700)
+    assert is_ours(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "new")
+    assert not is_ours(tmp_path / "link")
+
+
+def copied_package(tmp_path: Path) -> Path:
+    shutil.copytree(PACKAGE, tmp_path / "fastinit", ignore=shutil.ignore_patterns("kernels", "__pycache__"))
+    shutil.copytree(KERNELS, tmp_path / "fastinit" / "kernels", ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path
+
+
+def test_an_edit_of_the_arithmetic_leaves_no_stale_kernel(tmp_path):
+    root, cache = copied_package(tmp_path / "copy"), tmp_path / "cache"
+    code = f"import sys; sys.path.insert(0, {str(root)!r})\n" + FIRST_CALL + "\nprint(fastinit.__file__)"
+    before, place = python(code, FASTINIT_CACHE_DIR=str(cache)).splitlines()
+    assert Path(place).is_relative_to(root)
+    arithmetic = root / "fastinit" / "kernels" / "arithmetic.py"
+    text = arithmetic.read_text()
+    edited = text.replace(
+        "return fma(radius, c, mean), fma(radius, s, mean)", "return fma(radius, s, mean), fma(radius, c, mean)"
+    )
+    assert edited != text
+    arithmetic.write_text(edited)
+    after = python(code, FASTINIT_CACHE_DIR=str(cache)).splitlines()[0]
+    assert json.loads(before)[1] != json.loads(after)[1]
+
+
+def broken_numba(tmp_path: Path, text: str) -> str:
+    (tmp_path / "numba").mkdir()
+    (tmp_path / "numba" / "__init__.py").write_text(text)
+    return str(tmp_path)
+
+
+FALLBACK = """
+import sys, warnings, torch, fastinit
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for _ in range(3):
+        drawn = fastinit.normal_(torch.empty(100), stream=fastinit.Stream(5))
+print(len(caught), caught[0].category.__name__, caught[0].message)
+print(drawn.tolist())
+try:
+    fastinit.normal_(torch.empty(3), fast=True)
+except RuntimeError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("raise ImportError('no numba here')", "ImportError: no numba here"),
+        ("raise SystemError('numpy is too new')", "SystemError: numpy is too new"),
+        ("", "ImportError"),
+    ],
+)
+def test_without_numba_the_eager_engine_draws_the_same_bits(tmp_path, text, reason):
+    place = broken_numba(tmp_path, text)
+    warning, values, error = python(FALLBACK, PYTHONPATH=place, PYTHONWARNINGS="default").splitlines()
+    assert warning.startswith("1 RuntimeWarning fastinit draws with plain torch operations")
+    assert reason in warning
+    expected = fastinit.normal_(torch.empty(100), stream=Stream(5))
+    assert torch.tensor(json.loads(values)).equal(expected)
+    assert error.startswith("fast=True needs a compiled engine")
+
+
+def test_an_engine_that_draws_wrong_words_is_not_used(monkeypatch):
+    class Wrong(cpu.CpuEngine):
+        def fill(self, out, draw, first, steps):
+            super().fill(out, draw, first, steps)
+            out[0] += 1
+
+    engines.load.cache_clear()
+    monkeypatch.setattr(engines, "_imported", lambda name: Wrong())
+    assert "not the known answer" in engines.load("cpu")
+    monkeypatch.undo()
+    engines.load.cache_clear()
+    assert engines.load("cpu").name == "cpu"
+
+
+@pytest.mark.parametrize("steps", [None, (90, 1)], ids=str)
+def test_staging_for_a_device_without_an_engine(monkeypatch, steps):
+    """Drawn on the CPU part by part, then copied: rehearsed with CPU memory in the device's place."""
+    monkeypatch.setattr(engines, "STAGING", 700)
+    staged = engines.StagedEngine(engines.load("cpu"))
+    draw = Draw("normal", (0.0, 1.0), 1, 2)
+    out, expected = torch.empty(60, 80).t().t(), torch.empty(60, 80)
+    staged.fill(out, draw, 5, steps)
+    engines.load("cpu").fill(expected, draw, 5, steps)
+    assert same_bits(out, expected)
+    turned = torch.empty(80, 60).t()
+    staged.fill(turned, draw, 5, steps)
+    assert same_bits(turned, expected)
+
+
+def test_eager_is_refused_where_float64_is_missing():
+    assert "float64" in engines.load("eager").why_not(torch.device("mps"), torch.float32)
+
+
+def resident_peak(code: str) -> int:
+    """Bytes by which a statement raises the peak of resident memory, in a process of its own."""
+    template = """
+import torch, fastinit
+from fastinit.laws import *
+stream = fastinit.Stream(1)
+{prepare}
+def status(field):
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
+{code}
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")
+before = status("VmRSS")
+{code}
+print(status("VmHWM") - before)
+"""
+    prepare, _, statement = code.partition("\n")
+    return int(python(template.format(prepare=prepare, code=statement)))
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
+@pytest.mark.parametrize(
+    "call",
+    ["normal_(out, stream=stream)", "uniform_(out, stream=stream)", "trunc_normal_(out, stream=stream)",
+     "kaiming_normal_(out, stream=stream)", "normal_(out.t(), stream=stream)", "xavier_uniform_(half, stream=stream)"],
+)  # fmt: skip
+def test_one_pass_and_no_scratch(call):
+    """Peak memory during a fill of 256 MiB: below 1 MiB + 1 % of the tensor."""
+    size = 256 << 20
+    half = "dtype=torch.bfloat16"
+    out = f"out = torch.zeros(8192, {size >> 15}); half = torch.zeros(8192, {size >> 14}, {half})"
+    assert resident_peak(f"{out}\nfastinit.{call}") < (1 << 20) + size // 100
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
+def test_the_memory_test_sees_a_temporary():
+    size = 256 << 20
+    assert resident_peak(f"out = torch.zeros({size // 4})\nout.copy_(out * 2)") > size // 2
+
+
+def test_threads_grow_to_what_is_asked_and_errors_come_home():
+    done = []
+    threads.run(done.append, 100, 3)
+    assert sorted(done) == list(range(100))
+
+    def fail(piece: int) -> None:
+        if piece == 7:
+            raise KeyError("piece 7")
+
+    with pytest.raises(KeyError, match="piece 7"):
+        threads.run(fail, 50, 3)
+    threads.run(done.append, 3, 8)
+    assert len(done) == 103
+
+
+def test_no_piece_runs_after_the_call_returned():
+    running = threading.Semaphore(0)
+
+    def piece(number: int) -> None:
+        if number == 1:
+            raise ZeroDivisionError
+        running.release()
+
+    for _ in range(50):
+        with pytest.raises(ZeroDivisionError):
+            threads.run(piece, 20, 4)
+        count = running._value
+        assert running._value == count
+
+
+def test_a_forked_child_draws(two_threads):
+    """The pool's threads do not live in the child; it makes its own.
+
+    Compared without torch, whose OpenMP threads hang in a forked child.
+    """
+    expected = fastinit.normal_(torch.empty(1 << 20), stream=Stream(1)).numpy().tobytes()
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.alarm(60)  # ends a child that hangs
+            drawn = fastinit.normal_(torch.empty(1 << 20), stream=Stream(1)).numpy().tobytes()
+            os.write(writing, b"same" if drawn == expected else b"else")
+        finally:
+            os._exit(0)
+    os.close(writing)
+    os.waitpid(child, 0)
+    assert os.read(reading, 4) == b"same"
+    os.close(reading)
+
+
+def test_compiling_in_many_threads_at_once(tmp_path):
+    code = """
+import threading, torch, fastinit
+results = []
+def work():
+    results.append(fastinit.trunc_normal_(torch.empty(500), stream=fastinit.Stream(1)))
+workers = [threading.Thread(target=work) for _ in range(8)]
+for w in workers: w.start()
+for w in workers: w.join()
+print(len(results), all(torch.equal(r, results[0]) for r in results))
+"""
+    assert python(code, FASTINIT_CACHE_DIR=str(tmp_path)).split() == ["8", "True"]
+
+
+def test_huge_page_advice_is_harmless():
+    out = torch.full((1 << 22,), 7.0)
+    advise_huge_pages(out.data_ptr(), out.numel() * 4)
+    assert (out == 7).all()
+    assert setting()
+
+
+def test_the_kernels_folder_is_importable_only_inside_the_package():
+    code = f"import sys; sys.path.insert(0, {str(KERNELS.parent)!r}); import kernels"
+    if KERNELS.name != "kernels" or KERNELS.parent == PACKAGE:
+        pytest.skip("installed: there is no top-level kernels folder")
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "shipped as fastinit.kernels" in run.stderr
+
+
+def test_public_names_are_listed():
+    assert sorted(fastinit.__all__) == fastinit.__all__ or set(fastinit.__all__) <= set(dir(fastinit))
+    assert fastinit.CONTRACT == 1
