@@ -120,5 +120,5 @@ def fill(
     if local.numel():
         engine.fill(local, Draw(kind, parameters, seed, word), first, steps)
     if not local.is_inference():
-        torch._C._increment_version([local])  # autograd must hear of writes that go around torch
+        torch.autograd.graph.increment_version(local)  # autograd must hear of writes that go around torch
     return target

@@ -41,7 +41,7 @@ def flag(target: Tensor | torch.nn.Module, fast: bool | None) -> None:
     global _any_flag
     _any_flag = True
     setattr(target, ATTRIBUTE, fast)
-    with contextlib.suppress(NotImplementedError):  # a tensor without memory of its own
+    with contextlib.suppress(NotImplementedError, RuntimeError):  # a tensor without memory of its own
         storage = target.untyped_storage()
         flags = storage.__dict__.setdefault(ATTRIBUTE, {})
         flags[target.storage_offset(), target.numel()] = fast
@@ -49,11 +49,12 @@ def flag(target: Tensor | torch.nn.Module, fast: bool | None) -> None:
 
 def flag_of(tensor: Tensor) -> bool | None:
     """The flag that `tensor` or its memory carries, else what the environment says."""
-    if _any_flag:
+    if _any_flag and isinstance(tensor, Tensor):
         own: bool | None = getattr(tensor, ATTRIBUTE, None)
         if own is not None:
             return own
-        with contextlib.suppress(NotImplementedError):
+        # A subclass that watches its calls shall not see ours.
+        with contextlib.suppress(NotImplementedError, RuntimeError), torch._C.DisableTorchFunctionSubclass():
             flags = getattr(tensor.untyped_storage(), ATTRIBUTE, {})
             shared: bool | None = flags.get((tensor.storage_offset(), tensor.numel()))
             if shared is not None:
