@@ -7,6 +7,7 @@ on a dense grid, in 120 digits), its coefficients then rounded to the dtype that
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -168,6 +169,7 @@ FITS = {
 }
 
 
+@functools.cache
 def fit_floats(name: str) -> tuple[tuple[float, ...], float]:
     """The coefficients of `name` rounded to its dtype, highest order first, and their greatest weighted error."""
     fit = FITS[name][0](name)

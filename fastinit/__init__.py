@@ -2,6 +2,14 @@
 
 from .flags import flag, use_engine
 from .init import (
+    _calculate_correct_fan as _calculate_correct_fan,
+    _calculate_fan_in_and_fan_out as _calculate_fan_in_and_fan_out,
+    _make_deprecate as _make_deprecate,
+    _no_grad_fill_ as _no_grad_fill_,
+    _no_grad_normal_ as _no_grad_normal_,
+    _no_grad_trunc_normal_ as _no_grad_trunc_normal_,
+    _no_grad_uniform_ as _no_grad_uniform_,
+    _no_grad_zero_ as _no_grad_zero_,
     bits_,
     calculate_gain,
     constant,

@@ -22,6 +22,8 @@ SAMPLED = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 EVERY_KIND: tuple[Law, ...] = (
     Normal(0.0, 1.0),
     Uniform(0.0, 1.0),
+    Uniform(0.0, 1e-40),
+    Uniform(0.0, 1e-300),
     TruncNormal(0.0, 1.0, -2.0, 2.0),
     TruncNormal(0.0, 1.0, -4.0, 4.0),
     TruncNormal(0.0, 1.0, 0.0, 0.01),
@@ -60,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("target", metavar="MODULE:CALLABLE", help="what to call for the module, as torch.nn:Linear")
     compare.add_argument("--set", nargs="+", action="extend", default=[], metavar="K=V", help="its arguments, by name")
     compare.add_argument("--plot", metavar="FILE", help="write a picture, report.png for one")
-    compare.add_argument("--seed", type=int, default=0, help="for torch.manual_seed (0)")
+    compare.add_argument("--seed", type=seed, default=0, help="for torch.manual_seed (0)")
     compare.add_argument("--repeat", type=positive, metavar="N", help="timed passes (enough for a stable median)")
     compare.set_defaults(run=run_compare)
     doctor = commands.add_parser("doctor", help="engines, processor, threads, cache, and why something is slow")
@@ -68,6 +70,12 @@ def parser() -> argparse.ArgumentParser:
     warmup = commands.add_parser("warmup", help="compile all kernels of the CPU engine and keep them on disk")
     warmup.set_defaults(run=run_warmup)
     return root
+
+
+def seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**62:
+        raise argparse.ArgumentTypeError(f"expected a whole number in [0, 2**62), got {text!r}")
+    return int(text)
 
 
 def positive(text: str) -> int:
@@ -85,7 +93,7 @@ def run_compare(arguments: argparse.Namespace) -> int:
     from .report import new_console, show
 
     settings = dict(setting(text) for text in arguments.set)
-    draw_picture = picture_drawer(arguments.plot) if arguments.plot else None
+    draw_picture = picture_drawer(arguments.plot) if arguments.plot is not None else None
     torch.manual_seed(arguments.seed)
     module = built(arguments.target, settings)
     try:
@@ -94,7 +102,7 @@ def run_compare(arguments: argparse.Namespace) -> int:
         raise Misuse(f"{arguments.target}: {one_line(error)}; compare needs it to run without arguments") from error
     if not audit.rows:
         raise Misuse(
-            f"{arguments.target}: reset_parameters fills no parameter that has memory, so there is nothing to compare"
+            f"{arguments.target}: no reset_parameters fills a parameter, one with memory, by a single initialiser call"
         )
     show(audit, arguments.target, new_console())
     if draw_picture is not None:
@@ -213,4 +221,5 @@ def every_kernel() -> list[tuple[str, torch.dtype, bool, int]]:
     """Kind, output dtype, contiguous or strided, and number of parameters, of all kernels that fastinit can ask for."""
     pairs = [(law, dtype) for law in EVERY_KIND for dtype in SAMPLED] + [(Words(), torch.int32)]
     kinds = [(*law.parameters(dtype), dtype) for law, dtype in pairs]
-    return [(kind, dtype, contiguous, len(values)) for kind, values, dtype in kinds for contiguous in (True, False)]
+    wanted = {(kind, dtype, len(values)): None for kind, values, dtype in kinds}  # in order, each once
+    return [(kind, dtype, contiguous, count) for kind, dtype, count in wanted for contiguous in (True, False)]

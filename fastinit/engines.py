@@ -76,15 +76,26 @@ def _default(device_type: str) -> Engine:
     cpu = load("cpu")
     if not isinstance(cpu, str):
         return cpu if device_type == "cpu" else StagedEngine(cpu)
-    warnings.warn(
-        f"fastinit draws with plain torch operations (same bits, slower): its CPU engine does not work here: {cpu}",
-        RuntimeWarning,
-        stacklevel=2,
-    )
     eager = load("eager")
     if isinstance(eager, str):
         raise RuntimeError(f"no engine works: {eager}")
     return eager if eager.why_not(torch.device(device_type), torch.float32) is None else StagedEngine(eager)
+
+
+_told = False
+
+
+def tell_once(reason: str) -> None:
+    """The one warning of a process that draws without a compiled engine."""
+    global _told
+    if not _told:
+        _told = True  # before the warning, which may be made an error: the next call shall work
+        warnings.warn(
+            "fastinit draws with plain torch operations (same bits, slower): "
+            f"its CPU engine does not work here: {reason}",
+            RuntimeWarning,
+            stacklevel=5,
+        )
 
 
 def choose(tensor: Tensor, fast: bool | None) -> Engine:
@@ -95,6 +106,8 @@ def choose(tensor: Tensor, fast: bool | None) -> Engine:
     name = forced_engine.get()
     if name is None:
         engine = _default("cpu" if tensor.is_cpu else tensor.device.type)
+        if not fast and isinstance(cpu := load("cpu"), str):
+            tell_once(cpu)
         if fast and not engine.compiled:
             why = load("cpu") if tensor.is_cpu else f"there is no compiled engine for {tensor.device.type} tensors"
             raise RuntimeError(

@@ -12,7 +12,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
 from . import engines
-from .flags import flag_of
+from .flags import check_fast, flag_of
 from .kernels.engine import WIDTHS, Draw
 from .laws import Law
 from .regions import Shard, Target, region
@@ -29,9 +29,8 @@ def torch_draws(target: Target, generator: torch.Generator | None, fast: bool | 
     """
     check_source(generator, stream)
     tensor = target.local if isinstance(target, Shard) else target
+    check_fast(fast)
     wanted = flag_of(tensor) if fast is None else fast
-    if fast not in (None, True, False):
-        raise ValueError(f"fast is True, False or None, got {fast!r}")
     if wanted is False:
         reason: str | None = "fast=False asks for torch.nn.init"
     elif generator is not None and not isinstance(generator, torch.Generator):
@@ -39,8 +38,9 @@ def torch_draws(target: Target, generator: torch.Generator | None, fast: bool | 
     else:
         reason = outside_contract(tensor)
     if reason is None:
-        if tensor.is_inference() and not torch.is_inference_mode_enabled():
-            refuse_inference_write()
+        if tensor.is_meta:  # nothing to draw: torch's own no-op
+            return not isinstance(target, Shard)
+        refuse_inference_write(tensor)
         if wanted:
             engines.choose(tensor, True)
         return False
@@ -52,20 +52,23 @@ def torch_draws(target: Target, generator: torch.Generator | None, fast: bool | 
     return True
 
 
-def refuse_inference_write() -> None:
-    """Raises torch's own error; torch would raise it too, but after writing the tensor."""
-    with torch.inference_mode():
-        empty = torch.empty(0, device="cpu")
-    empty.zero_()
+def refuse_inference_write(tensor: Tensor) -> None:
+    """Raises torch's own error for an inference tensor outside its mode; torch raises it after writing the tensor."""
+    if tensor.is_inference() and not torch.is_inference_mode_enabled():
+        with torch.inference_mode():
+            empty = torch.empty(0, device="cpu")
+        empty.zero_()
 
 
-def outside_contract(tensor: Tensor) -> str | None:
+def outside_contract(tensor: Tensor, dtypes: tuple[torch.dtype, ...] = SAMPLED) -> str | None:
     """Why the kernels must leave this tensor, or this moment, to torch; None if they need not."""
+    if torch.compiler.is_compiling():  # first: Dynamo need not trace the rest
+        return "torch.compile is tracing"
     if not isinstance(tensor, Tensor):
         return f"{type(tensor).__name__} is not a tensor"
     if not plain(type(tensor)):
         return f"{type(tensor).__name__} brings its own torch functions"
-    if tensor.dtype not in SAMPLED:
+    if tensor.dtype not in dtypes:
         return f"the stream contract does not cover {str(tensor.dtype).removeprefix('torch.')}"
     if torch._C._len_torch_function_stack() and not all(
         type(mode) is DeviceContext
@@ -76,15 +79,27 @@ def outside_contract(tensor: Tensor) -> str | None:
         return "a torch dispatch mode is active and must see torch's own operations"
     if torch._C._functorch.maybe_current_level() is not None:
         return "a functorch transform is active"
-    if torch.compiler.is_compiling():
-        return "torch.compile is tracing"
+    if torch._C._get_tracing_state() is not None:
+        return "torch.jit is tracing"
     if tensor.layout is not torch.strided or tensor.is_neg():
         return f"it is not a plain strided tensor but {tensor.layout}{', negated lazily' if tensor.is_neg() else ''}"
-    if not tensor.is_contiguous() and any(
-        step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)
-    ):
-        return "its elements share memory"
+    if not tensor.is_contiguous() and may_overlap(tensor):
+        return "its elements may share memory"
+    if tensor.is_cpu and tensor.data_ptr() == 0 and tensor.numel():
+        return "its memory is not allocated"
     return None
+
+
+def may_overlap(tensor: Tensor) -> bool:
+    """Whether two elements may lie in one place: a dimension steps less far than those inside it reach."""
+    reach = 0
+    for step, size in sorted(
+        (step, size) for step, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1
+    ):
+        if step <= reach:
+            return True
+        reach += step * (size - 1)
+    return False
 
 
 @functools.cache
@@ -117,8 +132,10 @@ def fill(
     kind, parameters = law.parameters(local.dtype)
     engine = engines.choose(local, fast)
     seed, word = (drawn_seed(generator), 0) if stream is None else (stream.seed, stream.id)
-    if local.numel():
-        engine.fill(local, Draw(kind, parameters, seed, word), first, steps)
-    if not local.is_inference():
-        torch.autograd.graph.increment_version(local)  # autograd must hear of writes that go around torch
+    try:
+        if local.numel():
+            engine.fill(local, Draw(kind, parameters, seed, word), first, steps)
+    finally:  # autograd must hear of writes that go around torch, interrupted ones too
+        if not local.is_inference():
+            torch.autograd.graph.increment_version(local)
     return target

@@ -23,15 +23,22 @@ forced_engine: ContextVar[str | None] = ContextVar("fastinit_engine", default=No
 _any_flag = False
 
 
+def check_fast(fast: bool | None) -> None:
+    """Raises for what is neither True, False nor None: 0 must not pass for a default."""
+    if fast is not None and fast is not True and fast is not False:
+        raise ValueError(f"fast is True, False or None, got {fast!r}")
+
+
 def flag(target: Tensor | torch.nn.Module, fast: bool | None) -> None:
     """From now on `target` (each parameter and buffer of a module) is initialised so, unless a call says otherwise.
 
     `fast` as in every initialiser: False for torch.nn.init itself, True for a compiled engine or an error, None to
     take the flag off. It stays with the tensor's memory, and so with `.data` and `nn.Parameter(tensor)`, and with the
-    tensor object, and so with a parameter through `module.to`. `module.to_empty` makes other tensors: flag them again.
+    tensor object, and so with a parameter through `module.to`. `copy.deepcopy` and `to_empty` of a module make other
+    tensors (so does `module.to` where torch is told to swap parameters): flag those. Raises `ValueError` for another
+    `fast`, `TypeError` for what is neither tensor nor module.
     """
-    if fast not in (True, False, None):
-        raise ValueError(f"fast is True, False or None, got {fast!r}")
+    check_fast(fast)
     if isinstance(target, torch.nn.Module):
         for tensor in (*target.parameters(), *target.buffers()):
             flag(tensor, fast)
@@ -41,25 +48,30 @@ def flag(target: Tensor | torch.nn.Module, fast: bool | None) -> None:
     global _any_flag
     _any_flag = True
     setattr(target, ATTRIBUTE, fast)
-    with contextlib.suppress(NotImplementedError, RuntimeError):  # a tensor without memory of its own
+    with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # a tensor without memory of its own
         storage = target.untyped_storage()
         flags = storage.__dict__.setdefault(ATTRIBUTE, {})
-        flags[target.storage_offset(), target.numel()] = fast
+        flags[view_of(target)] = fast
+
+
+def view_of(tensor: Tensor) -> tuple[object, ...]:
+    """Which part of its memory a tensor shows."""
+    return tensor.storage_offset(), tensor.shape, tensor.stride()
 
 
 def flag_of(tensor: Tensor) -> bool | None:
     """The flag that `tensor` or its memory carries, else what the environment says."""
-    if _any_flag and isinstance(tensor, Tensor):
-        own: bool | None = getattr(tensor, ATTRIBUTE, None)
-        if own is not None:
-            return own
-        # A subclass that watches its calls shall not see ours.
-        with contextlib.suppress(NotImplementedError, RuntimeError), torch._C.DisableTorchFunctionSubclass():
-            flags = getattr(tensor.untyped_storage(), ATTRIBUTE, {})
-            shared: bool | None = flags.get((tensor.storage_offset(), tensor.numel()))
-            if shared is not None:
-                return shared
-    return default
+    fast: bool | None = getattr(tensor, ATTRIBUTE, None)
+    if not (_any_flag and isinstance(tensor, Tensor)):
+        return default if fast is None else fast
+    # The memory's word counts before the object's: aliases share it. A subclass that watches its calls shall see none.
+    with (
+        contextlib.suppress(NotImplementedError, RuntimeError, ValueError),
+        torch._C.DisableTorchFunctionSubclass(),
+    ):
+        flags = getattr(tensor.untyped_storage(), ATTRIBUTE, {})
+        fast = flags.get(view_of(tensor), fast)
+    return default if fast is None else fast
 
 
 @contextlib.contextmanager

@@ -26,9 +26,17 @@ def log_tail(z: Decimal) -> Decimal:
         return mills_ratio(z).ln() - z * z / 2 - SQRT_TWO_PI.ln()
 
 
+def density_ratio(x: Decimal, z: Decimal) -> Decimal:
+    """phi(x) / phi(z), also where both are too small to be numbers; 0 for an infinite x."""
+    with localcontext(DIGITS):
+        return Decimal(0) if x.is_infinite() else ((z * z - x * x) / 2).exp()
+
+
 def tail_over_density(x: Decimal, z: Decimal) -> Decimal:
     """Q(x) / phi(z), also where both are too small to be numbers."""
     with localcontext(DIGITS):
+        if x.is_infinite():
+            return Decimal(0) if x > 0 else 1 / density(z)
         return mills_ratio(x) * ((z * z - x * x) / 2).exp() if x > 0 else tail(x) / density(z)
 
 
@@ -68,8 +76,8 @@ def quantile_of_tail(log_mass: Decimal, guess: Decimal) -> Decimal:
             step = (log_tail(z) - log_mass) * mills_ratio(z)
             z = max(z + step, z / 2)
             if abs(step) < z * Decimal("1e-40"):
-                break
-        return z
+                return z
+        raise ArithmeticError(f"no quantile found for a tail of mass exp({log_mass})")
 
 
 def polynomial_through(points: Sequence[Decimal], values: Sequence[Decimal]) -> list[Decimal]:

@@ -24,9 +24,9 @@ from torch import Generator
 
 from . import matrices
 from .fans import chosen_fan, fans
-from .fill import fill, torch_draws
+from .fill import fill, outside_contract, refuse_inference_write, torch_draws
 from .floats import FORMATS
-from .laws import Normal, TruncNormal, Uniform, Words
+from .laws import Normal, TruncNormal, Uniform, Words, working
 from .regions import Shard, Target
 from .streams import Stream, check_source
 
@@ -92,7 +92,8 @@ def trunc_normal_(
     if std == 0:
         raise ZeroDivisionError(f"trunc_normal_ needs std > 0, got {std}; use constant_ for a constant")
     numbers = _numbers(tensor, torch_init.trunc_normal_, mean, std, a, b)
-    if numbers is None or not (math.isfinite(numbers[0]) and 0 < numbers[1] < math.inf and numbers[2] <= numbers[3]):
+    greatest = FORMATS[working(tensor.dtype)].greatest
+    if numbers is None or not (abs(numbers[0]) <= greatest and 0 < numbers[1] <= greatest and numbers[2] <= numbers[3]):
         return _by_torch(tensor, stream, torch_init.trunc_normal_, mean, std, a, b, generator)
     if not tensor.is_meta and (mean < a - 2 * std or mean > b + 2 * std):
         warnings.warn(
@@ -106,11 +107,14 @@ def trunc_normal_(
 def bits_(tensor: T, generator: Generator | None = None, *, stream: Stream | None = None) -> T:
     """Fill an int32 tensor with raw Philox words (element i: as float32 laws see it). For tests of the generator.
 
-    Raises `TypeError` for another dtype.
+    Raises `TypeError` for another dtype, `RuntimeError` where kernels cannot write the tensor.
     """
     if tensor.dtype is not torch.int32:
         raise TypeError(f"bits_ fills int32 tensors, got {tensor.dtype}")
     check_source(generator, stream)
+    if (reason := outside_contract(_local(tensor), (torch.int32,))) is not None:
+        raise RuntimeError(f"bits_ cannot draw here: {reason}")
+    refuse_inference_write(_local(tensor))
     return fill(tensor, Words(), generator, stream=stream)
 
 
@@ -251,7 +255,7 @@ def sparse_(
         return tensor
     zeros = len(range(tensor.shape[0])[: math.ceil(sparsity * tensor.shape[0])])  # a slice, as torch takes it
     numbers = _numbers(tensor, torch_init.normal_, 0.0, std)
-    if numbers is None or not 0 <= numbers[1] < math.inf:
+    if numbers is None or not 0 <= numbers[1] <= FORMATS[working(tensor.dtype)].greatest:
         return _by_torch(tensor, stream, torch_init.sparse_, sparsity, std, generator)
     return matrices.sparse(tensor, zeros, Normal(*numbers), generator, fast, stream)
 
@@ -267,7 +271,11 @@ def eye_(tensor: T) -> T:
 def dirac_(tensor: T, groups: int = 1) -> T:
     """The Dirac delta of a convolution's weight, as `torch.nn.init.dirac_`, with no loop over channels."""
     odd_groups = type(groups) is not int or groups < 1
-    if odd_groups or tensor.ndimension() not in (3, 4, 5) or tensor.shape[0] % groups != 0:
+    if odd_groups and isinstance(tensor, Shard):
+        raise ValueError(f"dirac_ needs a whole number of groups above 0, got {groups!r}")
+    if odd_groups or tensor.ndimension() not in (3, 4, 5) or tensor.shape[0] % groups != 0 or 0 in tensor.shape:
+        return _torch(torch_init.dirac_, tensor, groups)
+    if not isinstance(tensor, Shard) and outside_contract(tensor, (tensor.dtype,)) is not None:
         return _torch(torch_init.dirac_, tensor, groups)
     matrices.dirac(tensor, groups)
     return tensor
@@ -284,13 +292,15 @@ def _local(target: Target) -> torch.Tensor:
 
 def _numbers(target: Target, torch_function: Callable[..., Any], *values: Any) -> tuple[float, ...] | None:
     """The values as floats; None where only torch can say what they are worth."""
-    if {*map(type, values)} <= NUMBERS:
-        return tuple(map(float, values))
     try:
+        if {*map(type, values)} <= NUMBERS:
+            return tuple(map(float, values))
         # Whatever torch takes for a float (a NumPy number, a tensor of one element), and its TypeError for the rest.
-        torch_function(torch.empty(0, device="cpu"), *values)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch_function(torch.empty(0, device="cpu"), *values)
         return tuple(map(float, values))
-    except (RuntimeError, ValueError):
+    except (RuntimeError, ValueError, OverflowError):
         return None
 
 
@@ -316,7 +326,8 @@ def _uniform(target: T, a: Any, b: Any, generator: Generator | None, fast: bool 
 
 def _normal(target: T, mean: Any, std: Any, generator: Generator | None, fast: bool | None, stream: Stream | None) -> T:
     numbers = _numbers(target, torch_init.normal_, mean, std)
-    if numbers is None or not (math.isfinite(numbers[0]) and 0 <= numbers[1] < math.inf):
+    greatest = FORMATS[working(target.dtype)].greatest
+    if numbers is None or not (abs(numbers[0]) <= greatest and 0 <= numbers[1] <= greatest):
         return _by_torch(target, stream, torch_init.normal_, mean, std, generator)
     return fill(target, Normal(*numbers), generator, fast=fast, stream=stream)
 
@@ -330,7 +341,10 @@ def _xavier_std(name: str, tensor: Target, gain: float, layout: str | None) -> f
 
 def _kaiming_std(tensor: Target, a: float, mode: Any, nonlinearity: Any, layout: str | None) -> float:
     fan = chosen_fan(tensor, mode, layout)
-    return calculate_gain(nonlinearity, a) / math.sqrt(fan)
+    gain = calculate_gain(nonlinearity, a)
+    if nonlinearity == "leaky_relu" and type(a) in NUMBERS:
+        gain = math.sqrt(2.0 / (1 + a * a))  # torch's `a**2` goes through a C library's pow, whose last bit is its own
+    return gain / math.sqrt(fan)
 
 
 def _no_grad_uniform_(tensor: T, a: float, b: float, generator: Generator | None = None) -> T:

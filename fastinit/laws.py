@@ -23,6 +23,7 @@ Parameters = tuple[str, tuple[float, ...]]
 # Which of the arithmetic's truncated laws serves, by bounds in standard deviations from the mean.
 CENTRAL_UP_TO = 3.04  # both bounds: one polynomial for the quantile
 TAIL_FROM = 4.0  # the nearer bound: the quantile of a tail
+FLAT_BELOW = Decimal("1e-20")  # interval width, as below: no float64 can tell the density from a flat one
 POINT_FROM = 10**20  # the nearer bound: nothing but that bound can be told apart
 NARROW_UP_TO = {
     32: Decimal("0.25"),
@@ -31,6 +32,8 @@ NARROW_UP_TO = {
 # How far a Box-Muller normal can reach: sqrt(-2 ln 2^-33) and sqrt(-2 ln 2^-65).
 REACH = {32: 6.77, 64: 9.5}
 SERIES_NARROW = 9
+LATTICE = {32: 2.0**-24, 64: 2.0**-53}  # the step of a uniform number in [0, 1)
+SMALLEST_NORMAL = {32: 2.0**-126, 64: 2.0**-1022}
 SERIES_TAIL = {32: 14, 64: 34}
 
 
@@ -97,12 +100,15 @@ class Uniform:
 
 @functools.lru_cache(maxsize=1024)
 def _uniform(a: float, b: float, dtype: torch.dtype) -> Parameters:
-    number = working(dtype)
-    lattice = 2.0**-53 if number is torch.float64 else 2.0**-24
+    number, width = working(dtype), width_of(dtype)
+    length = nearest(b - a, number)
+    step = length * LATTICE[width]
     lowest, highest = at_least(a, dtype), below(b, dtype)
     if lowest > highest:  # no number of this dtype in [a, b)
         lowest = highest = nearest(a, dtype)
-    return "uniform", (at_least(a, number), nearest((b - a) * lattice, number), lowest, highest)
+    if length > 0 and step < SMALLEST_NORMAL[width]:
+        return "uniform_tiny", (at_least(a, number), length, lowest, highest)
+    return "uniform", (at_least(a, number), step, lowest, highest)
 
 
 @dataclass(frozen=True)
@@ -145,15 +151,20 @@ class TruncNormal:
     def _moments(self) -> tuple[float, float]:
         low, high = self.bounds
         with localcontext(gaussian.DIGITS):
-            inside = _mass(low, high)
-            density_low, density_high = (Decimal(0) if z.is_infinite() else gaussian.density(z) for z in (low, high))
+            # In units of the density at the bound nearer to the centre, so that far tails do not underflow.
+            origin = max(low, high.copy_negate(), Decimal(0))
+            sign = -1 if low + high < 0 else 1
+            if sign < 0:
+                low, high = high.copy_negate(), low.copy_negate()
+            inside = gaussian.tail_over_density(low, origin) - gaussian.tail_over_density(high, origin)
+            density_low, density_high = (gaussian.density_ratio(z, origin) for z in (low, high))
             slope_low, slope_high = (
                 Decimal(0) if z.is_infinite() else z * density
                 for z, density in ((low, density_low), (high, density_high))
             )
             shift = (density_low - density_high) / inside
             variance = 1 + (slope_low - slope_high) / inside - shift * shift
-            mean = Decimal(self.centre) + Decimal(self.scale) * shift
+            mean = Decimal(self.centre) + sign * Decimal(self.scale) * shift
             return float(mean), self.scale * math.sqrt(max(float(variance), 0.0))
 
     @property
@@ -169,10 +180,20 @@ class TruncNormal:
             return float(x >= self.b)
         low, high = self.bounds
         with localcontext(gaussian.DIGITS):
-            return float(_mass(low, Decimal((x - self.centre) / self.scale)) / _mass(low, high))
+            z = (Decimal(x) - Decimal(self.centre)) / Decimal(self.scale)
+            if low + high < 0:
+                return 1 - _share(high.copy_negate(), low.copy_negate(), z.copy_negate())
+            return _share(low, high, z)
 
     def parameters(self, dtype: torch.dtype) -> Parameters:
         return _truncated(self, dtype)
+
+
+def _share(low: Decimal, high: Decimal, z: Decimal) -> float:
+    """The share of the standard normal's mass in [low, high] that lies below z, for low + high >= 0."""
+    origin = max(low, Decimal(0))
+    left, right, here = (gaussian.tail_over_density(bound, origin) for bound in (low, high, z))
+    return float((left - here) / (left - right))
 
 
 def _mass(low: Decimal, high: Decimal) -> Decimal:
@@ -198,8 +219,12 @@ def _truncated(law: TruncNormal, dtype: torch.dtype) -> Parameters:
     if nearer > POINT_FROM:
         return _uniform(lowest, lowest, dtype) if low > 0 else _uniform(highest, highest, dtype)
     with localcontext(gaussian.DIGITS):
-        narrow = (high - low) * max(nearer, Decimal(1)) <= NARROW_UP_TO[width]
-    if narrow:
+        bend = (high - low) * max(
+            nearer, Decimal(1)
+        )  # how far the density's logarithm goes from one bound to the other
+    if bend < FLAT_BELOW:
+        return _uniform(law.a, law.b, dtype)
+    if bend <= NARROW_UP_TO[width]:
         return "truncated_narrow", _narrow(law, number, lowest, highest)
     if nearer >= TAIL_FROM:
         return "truncated_tail", _tail(law, number, lowest, highest)
@@ -244,6 +269,8 @@ def _narrow(law: TruncNormal, number: torch.dtype, lowest: float, highest: float
             z += step
             if abs(step) <= (high - low) * Decimal("1e-30"):
                 break
+        else:
+            raise ArithmeticError(f"no middle found for {law}")
         unit = (left - right) / 2
         polynomial, power, factorial = [Decimal(1)], Decimal(1), 1  # P_n, lowest order first
         series = []

@@ -13,7 +13,7 @@ from .regions import Shard, Target, shard
 from .streams import Stream, source
 
 T = TypeVar("T", bound=Target)
-SPARSE_PART = 1 << 24  # elements whose order is found at a time; 16 bytes each
+SPARSE_PART = 1 << 20  # elements whose order is found at a time; some 20 bytes each
 
 
 def orthogonal(target: T, gain: float, generator: Generator | None, fast: bool | None, stream: Stream | None) -> T:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,6 +12,8 @@ import torch
 from torch import Tensor
 
 from .kernels.engine import row_major
+
+LARGEST = 2**62  # elements, so that no index leaves 64 bits on its way
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,9 +64,9 @@ def shard(local: Tensor, shape: Sequence[int], offset: Sequence[int]) -> Shard:
 
     Every initialiser takes the result in place of a tensor: fans come from the global shape, and `local` gets exactly
     what the whole tensor would hold in that box. `local` may lie in memory as it likes and have no
-    elements. Raises `ValueError` where the box does not fit.
+    elements. Raises `ValueError` where the box does not fit, `TypeError` for what are no whole numbers.
     """
-    whole, start = torch.Size(shape), tuple(offset)
+    whole, start = torch.Size(map(operator.index, shape)), tuple(map(operator.index, offset))
     if not local.dim() == len(whole) == len(start):
         raise ValueError(
             f"shard needs as many dimensions in the local tensor, shape and offset; "
@@ -74,6 +78,8 @@ def shard(local: Tensor, shape: Sequence[int], offset: Sequence[int]) -> Shard:
                 f"a shard lies within its global tensor: dimension {dimension} has {size} elements, "
                 f"expected offset >= 0 and offset + length <= {size}, found {at} + {length}"
             )
+    if math.prod(whole) > LARGEST:
+        raise ValueError(f"a global tensor has at most 2**62 elements, got {math.prod(whole)} for {tuple(whole)}")
     return Shard(local, whole, start)
 
 

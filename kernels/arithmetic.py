@@ -33,8 +33,8 @@ mulhilo: Callable[..., Any]  # the high and the low word of a word times a const
 fma: Callable[..., Any]  # x * y + z, rounded once
 sqrt: Callable[..., Any]  # correctly rounded
 where: Callable[..., Any]  # condition ? a : b
-minimum: Callable[..., Any]  # of two numbers, neither of them nan
-maximum: Callable[..., Any]
+minimum: Callable[..., Any]  # x < y ? x : y, so the second on a tie
+maximum: Callable[..., Any]  # x > y ? x : y
 horner: Callable[..., Any]  # a polynomial, highest order first, by fma
 
 # Philox's multipliers and Weyl constants (Salmon et al., SC'11).
@@ -188,8 +188,16 @@ def words(low, high):
 
 
 def uniform(low, high, start, step, lowest, highest):
-    """start + step * (the top bits as a whole number), kept within [lowest, highest]."""
+    """start + (length of the interval) * (the top bits as a fraction), kept within [lowest, highest].
+
+    The step is the length over 2^24 (2^53): scaled by the law, once, with the same bits as scaling each fraction.
+    """
     return clamp(fma(lattice(low, high), step, start), lowest, highest)
+
+
+def uniform_tiny(low, high, start, length, lowest, highest):
+    """The same for intervals so short that their step is no normal number."""
+    return clamp(fma(lattice(low, high) * LATTICE, length, start), lowest, highest)
 
 
 def normal(low_a, high_a, low_b, high_b, mean, std):
@@ -268,6 +276,7 @@ def round_to_float16(x):
 # so that sqrt's argument is above 0 for every draw.
 UNIT_32 = UNIT_64 = 2.0**-32
 UNIT_LOW_64 = 2.0**-64
+LATTICE_32, LATTICE_64 = 2.0**-24, 2.0**-53
 UNIT_BELOW_ONE_32, UNIT_BELOW_ONE_64 = 2.0**-32 * (1 - 2.0**-24), 2.0**-32 * (1 - 2.0**-53)
 HALF_STEP_32, HALF_STEP_64 = 2.0**-33, 2.0**-65
 SQRT_HALF_BITS_32, SQRT_HALF_BITS_64 = 0x3F3504F3, 0x3FE6A09E667F3BCD

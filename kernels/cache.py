@@ -32,11 +32,18 @@ def folder() -> Path | None:
     """The first of these that can be written: $FASTINIT_CACHE_DIR, the user's cache folder, a private folder in
     the temporary one. None where none can: kernels are then compiled in every process."""
     chosen = os.environ.get("FASTINIT_CACHE_DIR")
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "")
-    fallback = Path(tempfile.gettempdir()) / f"fastinit-{user}"
-    candidates = [Path(chosen)] if chosen else [Path(home) / "fastinit", fallback]
+    # Absolute, so that a change of the working directory does not lead to another folder, which nobody has looked at.
+    candidates = [Path(chosen).absolute()] if chosen else default_folders()
     return next((path for path in candidates if is_ours(path)), None)
+
+
+def default_folders() -> list[Path]:
+    user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "")
+    folders = [Path(tempfile.gettempdir()).absolute() / f"fastinit-{user}"]
+    configured = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    with contextlib.suppress(RuntimeError):  # a user without a home
+        folders.insert(0, (configured if configured.is_absolute() else Path.home() / ".cache") / "fastinit")
+    return folders
 
 
 def is_ours(path: Path) -> bool:
@@ -79,8 +86,8 @@ class KernelCache(_Cache):  # type: ignore[misc]
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         # Without Numba's own `target_context.refresh()`: it loads what compiling needs, 0.25 s, and running does not.
         path = self.path(sig, target_context.codegen())
-        # A file that is missing, cut short or not ours to read only costs a compilation.
-        with contextlib.suppress(OSError, pickle.UnpicklingError, EOFError, ValueError):
+        # A file that is missing, cut short, not ours to read or foreign to this Numba only costs a compilation.
+        with contextlib.suppress(Exception):
             if path is not None:
                 content = path.read_bytes()
                 digest, payload = content[:32], content[32:]

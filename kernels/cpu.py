@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import torch
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
+from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic
 
 from . import simd
@@ -19,6 +21,14 @@ from .engine import WHOLE_NUMBER_FIRST, WIDTHS, Draw, block_size, row_major, sam
 from .pages import advise_huge_pages
 from .simd import LANES, Lanes
 from .threads import run
+
+# A child forked while another thread compiles would wait for its lock for ever.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=global_compiler_lock.acquire,
+        after_in_parent=global_compiler_lock.release,
+        after_in_child=global_compiler_lock.release,
+    )
 
 ARITHMETIC = {width: bind(simd.primitives(width), width) for width in (32, 64)}
 ROUNDINGS = {torch.bfloat16: "round_to_bfloat16", torch.float16: "round_to_float16"}
@@ -161,6 +171,7 @@ def build_kernel(kind: str, dtype: torch.dtype, contiguous: bool) -> Callable[..
 
     def kernel(address, first, length, start, stop, stride, outer, table, seed, stream, streaming, parameters):
         spare = scratch(scratch_bytes)
+        kept = -1  # the block that the scratch holds: short runs often share one
         position = start
         while position < stop:
             run = position // length
@@ -184,7 +195,10 @@ def build_kernel(kind: str, dtype: torch.dtype, contiguous: bool) -> Callable[..
                 count = min(block_elements - skip, left)
                 # One call for both cases: the arithmetic stands in the machine code once.
                 whole = contiguous and count == block_elements
-                write_block(target if whole else spare, block, seed, stream, aligned if whole else 0, parameters)
+                if whole or block != kept:
+                    write_block(target if whole else spare, block, seed, stream, aligned if whole else 0, parameters)
+                if not whole:
+                    kept = block
                 if contiguous:
                     if not whole:
                         copy_bytes(target + skip * size, spare + skip * size, count * size)

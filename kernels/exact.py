@@ -34,7 +34,9 @@ def sum_to_odd(x: Any, y: Any, lib: Any) -> Any:
     total, error = exact_sum(x, y)
     pattern = total.view(lib.int64)
     neighbour = lib.where((error > 0) == (total > 0), pattern + 1, pattern - 1)
-    return lib.where((error != 0) & ((pattern & 1) == 0), neighbour, pattern).view(lib.float64)
+    # An infinite or nan sum has a nan for its error, which is neither above nor below zero, and stays.
+    inexact = ((error > 0) | (error < 0)) & ((pattern & 1) == 0)
+    return lib.where(inexact, neighbour, pattern).view(lib.float64)
 
 
 def fma(x: Any, y: Any, z: Any, lib: Any) -> Any:

@@ -26,9 +26,11 @@ def madvise() -> Callable[[int, int, int], int] | None:
     """The C library's madvise, where advice makes a difference."""
     if setting() != "madvise":
         return None
-    function = ctypes.CDLL(None, use_errno=True).madvise
-    function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    return function
+    prototype = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    try:
+        return prototype(("madvise", ctypes.CDLL(None)))
+    except AttributeError:
+        return None
 
 
 def advise_huge_pages(address: int, size: int) -> None:

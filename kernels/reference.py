@@ -49,8 +49,8 @@ def primitives(real: type[np.floating], whole: type[np.signedinteger], fma: Any)
         "fma": fma,
         "sqrt": np.sqrt,
         "where": np.where,
-        "minimum": np.minimum,
-        "maximum": np.maximum,
+        "minimum": lambda x, y: np.where(x < y, x, y),
+        "maximum": lambda x, y: np.where(x > y, x, y),
         "horner": horner,
     }
 
@@ -101,7 +101,7 @@ class ReferenceEngine:
     @torch.no_grad()
     def fill(self, out: torch.Tensor, draw: Draw, first: int, steps: Sequence[int] | None) -> None:
         steps = row_major(out.shape) if steps is None else steps
-        with np.errstate(over="ignore"):  # words wrap
+        with np.errstate(over="ignore", invalid="ignore"):  # words wrap, and samples may overflow
             for part, start in parts(out, first, steps, PART):
                 axes = [np.arange(n) * step for n, step in zip(part.shape, steps, strict=True)]
                 indices = np.array(start)

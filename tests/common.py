@@ -24,7 +24,10 @@ LAWS: dict[str, Law] = {
     "tail": TruncNormal(0.0, 1.0, 5.0, 6.0),
     "tail_left": TruncNormal(0.0, 1.0, -math.inf, -4.5),
 }
-CASES = [(name, law, dtype) for name, law in LAWS.items() for dtype in FLOATS] + [("words", Words(), torch.int32)]
+CASES = [(name, law, dtype) for name, law in LAWS.items() for dtype in FLOATS] + [
+    ("words", Words(), torch.int32),
+    ("uniform_tiny", Uniform(0.0, 1e-38), torch.float32),
+]
 CASE_IDS = [f"{name}-{str(dtype).removeprefix('torch.')}" for name, _, dtype in CASES]
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import tempfile
 
 # Before fastinit is imported: kernels of this run are compiled for this run, whatever the user's cache holds.
-os.environ.setdefault("FASTINIT_CACHE_DIR", tempfile.mkdtemp(prefix="fastinit-tests-"))
+if "FASTINIT_CACHE_DIR" not in os.environ:
+    os.environ["FASTINIT_CACHE_DIR"] = tempfile.mkdtemp(prefix="fastinit-tests-")
+    atexit.register(shutil.rmtree, os.environ["FASTINIT_CACHE_DIR"], ignore_errors=True)
 os.environ.pop("FASTINIT", None)
 
 import pytest

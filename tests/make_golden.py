@@ -14,13 +14,19 @@ from common import CASE_IDS, CASES, bits
 from fastinit import engines
 from fastinit.kernels.engine import Draw
 
-FIRST = 2**40 + 61  # a number of block, lane and column in which every part differs
+# Ends of every lane of a block and of the next, in the first blocks and far out.
+OFFSETS = [0, 15, 16, 31, 32, 47, 48, 63, 64, 79]
+FIRSTS = [0, 2**40 + 64 * 5]
 golden = {}
 for case, (_, law, dtype) in zip(CASE_IDS, CASES, strict=True):
     kind, parameters = law.parameters(dtype)
-    out = torch.empty(8, dtype=dtype)
-    engines.load("reference").fill(out, Draw(kind, parameters, 1, 2), FIRST, None)
-    shown = [format(value & (1 << 8 * dtype.itemsize) - 1, "x") for value in bits(out).tolist()]
-    golden[case] = {"kind": kind, "first": FIRST, "bits": shown}
+    shown = {}
+    for first in FIRSTS:
+        out = torch.empty(80, dtype=dtype)
+        engines.load("reference").fill(out, Draw(kind, parameters, 1, 2), first, None)
+        patterns = bits(out)[OFFSETS].tolist()
+        shown[str(first)] = [format(value & (1 << 8 * dtype.itemsize) - 1, "x") for value in patterns]
+    numbers = [p if isinstance(p, int) else p.hex() for p in parameters]
+    golden[case] = {"kind": kind, "parameters": numbers, "offsets": OFFSETS, "bits": shown}
 text = json.dumps(golden, indent=1)
 Path(__file__).with_name("golden.json").write_text(text + "\n")

@@ -138,7 +138,7 @@ def test_compare_says_that_the_slow_engine_draws(capsys, monkeypatch):
         (["torch.nn:Linear", "--set", "2x=3"], r"--set takes name=value"),
         (["torch.nn:Linear", "--set", "in_features=2", "out_features=wide"], r"out_features='wide'\) raised TypeError"),
         (["torch:tensor", "--set", "data=[1]"], r"tensor\(data=\[1\]\) must return a torch.nn.Module, got Tensor"),
-        (["torch.nn:ReLU"], r"torch.nn:ReLU: reset_parameters fills no parameter"),
+        (["torch.nn:ReLU"], r"torch.nn:ReLU: no reset_parameters fills a parameter"),
         ([*LINEAR[1:], "--plot", "report.nope"], r"--plot report.nope: matplotlib writes no .nope; expected .png"),
         ([*LINEAR[1:], "--plot", "no/such/folder/report.png"], r"its folder does not exist"),
     ],
@@ -280,10 +280,11 @@ def test_doctor_reads_assembly(assembly, width):
 
 def test_warmup_covers_every_kind_of_the_arithmetic():
     kernels = cli.every_kernel()
-    assert len(kernels) == len(set(kernels)) == (6 * 4 + 1) * 2
+    assert len(kernels) == len(set(kernels)) == (7 * 4 + 1) * 2
     kinds = {kind for kind, *_ in kernels}
     assert kinds == {
-        "words", "uniform", "normal", "truncated_central", "truncated_wide", "truncated_narrow", "truncated_tail"
+        "words", "uniform", "uniform_tiny", "normal",
+        "truncated_central", "truncated_wide", "truncated_narrow", "truncated_tail",
     }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from common import CASE_IDS, CASES, ENGINES, LAWS, bits, name_of, same_bits
 
 from fastinit import Stream, engines
 from fastinit.kernels.engine import Draw, Engine
+from fastinit.laws import Normal, TruncNormal, Uniform
 
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
 
@@ -110,14 +112,41 @@ def plain_philox(counter, key):
 
 
 @pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=name_of)
+def test_lanes_and_pairs_of_the_normal_are_as_the_contract_says(name, dtype):
+    """Box-Muller in Python's own numbers, from the paper's generator: which word is radius, angle, cosine, sine."""
+    seed, id = 0x0123456789ABCDEF, 5
+    got = drawn(name, LAWS["normal"], dtype, count=320, seed=seed, id=id).double()
+    for counter in (0, 1, 15, 17, 40):
+        w = plain_philox((counter, 0, id, 0), (seed & 0xFFFFFFFF, seed >> 32))
+        if dtype is torch.float32:
+            pairs = [(w[0] / 2**32 + 2**-33, w[1], 32), (w[2] / 2**32 + 2**-33, w[3], 32)]
+        else:
+            pairs = [((w[1] << 32 | w[0]) / 2**64, w[3] << 32 | w[2], 64)]
+        block, column = divmod(counter, 16)
+        for number, (share, angle_word, width) in enumerate(pairs):
+            signed = angle_word - (1 << width) if angle_word >> (width - 1) else angle_word
+            angle = math.pi / 4 * signed / 2 ** (width - 1)
+            cosine, sine = math.cos(angle) * (-1) ** (angle_word & 1), math.sin(angle)
+            if angle_word & 2:
+                cosine, sine = sine, cosine
+            radius = 2.0 * math.sqrt(-2 * math.log(share))
+            start = block * (32 * len(pairs)) + 32 * number + column
+            for place, value in ((start, cosine), (start + 16, sine)):
+                assert math.isclose(got[place].item(), 0.25 + radius * value, rel_tol=1e-5, abs_tol=1e-5)
+
+
+@pytest.mark.parametrize("name", ENGINES)
 @pytest.mark.parametrize(("law_name", "law", "dtype"), CASES, ids=CASE_IDS)
 def test_golden_values(name, law_name, law, dtype):
     """Bits written down when the contract was made; tests/make_golden.py tells how."""
     expected = GOLDEN[f"{law_name}-{name_of(dtype)}"]
-    kind, _ = law.parameters(dtype)
+    kind, parameters = law.parameters(dtype)
     assert kind == expected["kind"]
-    got = bits(drawn(name, law, dtype, count=len(expected["bits"]), first=expected["first"], seed=1, id=2))
-    assert [format(value & (1 << 8 * dtype.itemsize) - 1, "x") for value in got.tolist()] == expected["bits"]
+    assert [p if isinstance(p, int) else p.hex() for p in parameters] == expected["parameters"]
+    for first, patterns in expected["bits"].items():
+        got = bits(drawn(name, law, dtype, count=80, first=int(first), seed=1, id=2))[expected["offsets"]]
+        assert [format(value & (1 << 8 * dtype.itemsize) - 1, "x") for value in got.tolist()] == patterns
 
 
 @pytest.mark.parametrize("name", [name for name in ENGINES if name != "reference"])
@@ -169,3 +198,31 @@ def test_streams_of_one_seed_are_uncorrelated():
     b = drawn("cpu", law, torch.float32, count=1 << 18, seed=Stream.named("b").seed, id=Stream.named("b").id)
     correlation = torch.corrcoef(torch.stack([a, b]))[0, 1]
     assert abs(correlation) < 4 / 2**9  # four standard errors
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=name_of)
+@pytest.mark.parametrize(
+    "law",
+    [
+        Normal(0.0, 3e38),
+        Normal(1e-40, 1e-42),
+        Uniform(0.0, 1e-38),
+        Uniform(-3e38, 3e36),
+        TruncNormal(0.0, 3e38, -1e38, 3.4e38),
+        TruncNormal(0.0, 1e-41, -2e-41, 1e-41),
+        TruncNormal(0.0, 1.0, 0.0, 1e-30),
+        TruncNormal(1e300, 1e300, -1.0, 1.0),
+    ],
+    ids=str,
+)
+def test_engines_agree_at_the_ends_of_the_range(law, dtype):
+    reference = drawn("reference", law, dtype, count=4096)
+    for name in ("cpu", "eager"):
+        assert same_bits(drawn(name, law, dtype, count=4096), reference)
+
+
+def test_tiny_uniform_ranges_follow_their_law():
+    """The lattice is scaled, not the step: a step of 2^-24 of 1e-38 would be no float32."""
+    sample = drawn("cpu", Uniform(0.0, 1e-38), torch.float32, count=1 << 16).double() / 1e-38
+    assert abs(sample.mean() - 0.5) < 0.01
+    assert abs(sample.std() - 12**-0.5) < 0.01

@@ -447,3 +447,80 @@ def test_a_stream_and_a_generator_together_are_refused():
         with pytest.raises(ValueError, match="fast is True, False or None"):
             function(tensor, *ARGUMENTS.get(name, ()), fast="yes")
     assert (tensor == 7).all()
+
+
+def test_memory_that_is_not_allocated_is_torchs_error():
+    """Sharding and offloading free a storage and keep the tensor; writing there would crash the process."""
+    for engine in ("cpu", "eager"):
+        tensor = torch.zeros(64)
+        tensor.untyped_storage().resize_(0)
+        with fastinit.use_engine(engine):
+            assert error_of(init.normal_, tensor) == error_of(torch_init.normal_, tensor)
+
+
+def error_of(function, *arguments):
+    with pytest.raises(Exception) as raised:  # noqa: PT011  (whatever torch raises)
+        function(*arguments)
+    return type(raised.value), str(raised.value)
+
+
+def test_meta_tensors_have_nothing_to_insist_on():
+    for name in DRAWING:
+        tensor = torch.empty(4, 4, device="meta")
+        assert getattr(init, name)(tensor, *ARGUMENTS.get(name, ()), fast=True) is tensor
+    assert init.trunc_normal_(torch.empty(3, device="meta"), std=0.0).is_meta
+    box = fastinit.shard(torch.empty(2, 2, device="meta"), (4, 4), (0, 0))
+    assert init.normal_(box, stream=Stream(1)) is box
+
+
+def test_private_names_are_at_the_top_too():
+    for name in PRIVATE:
+        assert getattr(fastinit, name) is getattr(init, name)
+
+
+def test_warnings_come_once_for_odd_numbers():
+    with pytest.warns(UserWarning, match="mean is more than 2 std") as caught:
+        init.trunc_normal_(torch.zeros(4, 4), mean=np.float64(4.5))
+    assert len(caught) == 1
+
+
+def test_dirac_under_modes_and_on_odd_tensors():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        init.dirac_(torch.empty(8, 8, 3))
+    for make in (lambda: torch.zeros(4, 2, 0), lambda: torch.zeros(4, 2, 1).expand(4, 2, 3)):
+        assert outcome(init.dirac_, make()) == outcome(torch_init.dirac_, make())
+
+
+def test_tracing_records_torchs_operation():
+    def function(x):
+        return init.normal_(torch.empty_like(x)) + x
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(function, torch.zeros(3), check_trace=False)
+    assert "normal" in str(traced.graph)
+
+
+def test_an_interrupted_fill_is_known_to_autograd(monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    tensor = torch.zeros(4)
+    engine = fastinit.engines.load("cpu")
+    monkeypatch.setattr(type(engine), "fill", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        init.normal_(tensor)
+    assert tensor._version == 1
+
+
+def test_tensors_that_may_overlap_are_left_to_torch():
+    from fastinit.fill import may_overlap
+
+    assert may_overlap(torch.zeros(100).as_strided((10, 10), (1, 1)))
+    assert may_overlap(torch.zeros(100).as_strided((30, 4), (2, 1)))
+    assert not may_overlap(torch.zeros(10, 10).t())
+    assert not may_overlap(torch.zeros(20, 30)[::3, 1::2])
+    assert not may_overlap(torch.zeros(3, 4, 5, 6).permute(2, 0, 3, 1))
+    assert not may_overlap(torch.zeros(1, 5).expand(1, 5))

@@ -8,8 +8,7 @@ import threading
 import pytest
 import torch
 from common import CASE_IDS, CASES, ENGINES, FLOATS, LAWS, bits, name_of, same_bits
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 import fastinit
 from fastinit import Stream, engines
@@ -143,11 +142,19 @@ def test_shards_and_a_generator_advance_together():
         ((3, 4), (8, 8), (0, -1), r"found -1 \+ 4"),
         ((3, 4), (8,), (0, 0), r"as many dimensions.*got \(3, 4\), \(8,\) and \(0, 0\)"),
         ((3, 4), (8, 8), (0,), "as many dimensions"),
+        ((3, 4), (2**40, 2**40), (0, 0), r"at most 2\*\*62 elements"),
     ],
 )
 def test_a_box_that_does_not_fit(local, shape, offset, message):
     with pytest.raises(ValueError, match=message):
         fastinit.shard(torch.empty(local), shape, offset)
+
+
+def test_offsets_are_whole_numbers():
+    with pytest.raises(TypeError):
+        fastinit.shard(torch.empty(3, 4), (8, 8), (0, 2.5))
+    box = fastinit.shard(torch.empty(3, 4), torch.tensor([8, 8]), torch.tensor([0, 2]))
+    assert fastinit.normal_(box, stream=STREAM) is box
 
 
 def test_shards_refuse_what_only_torch_could_do():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -94,6 +96,16 @@ def test_a_cache_that_cannot_be_written_only_costs_time(tmp_path):
     assert lines[1] == "None"
 
 
+def test_cache_folders_of_odd_users(tmp_path):
+    """No home at all; a relative folder, which must not follow a change of directory."""
+    code = "import os; from fastinit.kernels.cache import folder; print(folder()); os.chdir('/'); print(folder())"
+    lines = python(f"import os; os.chdir({str(tmp_path)!r})\n" + code, FASTINIT_CACHE_DIR="kept").splitlines()
+    assert lines == [str(tmp_path / "kept")] * 2
+    homeless = "import pathlib\ndef home(): raise RuntimeError\npathlib.Path.home = staticmethod(home)\n"
+    lines = python(homeless + code, FASTINIT_CACHE_DIR="", XDG_CACHE_HOME="", TMPDIR=str(tmp_path)).splitlines()
+    assert Path(lines[0]).parent == tmp_path
+
+
 def test_a_folder_that_others_can_write_is_refused(tmp_path):
     from fastinit.kernels.cache import is_ours
 
@@ -147,6 +159,20 @@ try:
 except RuntimeError as error:
     print(error)
 """
+
+
+def test_the_eager_engine_works_where_warnings_are_errors(tmp_path):
+    place = broken_numba(tmp_path, "raise ImportError")
+    code = """
+import torch, fastinit
+for _ in range(2):
+    try:
+        fastinit.normal_(torch.empty(3))
+        print("drawn")
+    except RuntimeWarning:
+        print("warned")
+"""
+    assert python(code, "-W", "error::RuntimeWarning", PYTHONPATH=place).split() == ["warned", "drawn"]
 
 
 @pytest.mark.parametrize(
@@ -256,19 +282,36 @@ def test_threads_grow_to_what_is_asked_and_errors_come_home():
     assert len(done) == 103
 
 
-def test_no_piece_runs_after_the_call_returned():
-    running = threading.Semaphore(0)
+@pytest.mark.parametrize("where", ["main", "helper"])
+def test_no_piece_runs_after_the_call_returned(where):
+    """An error or an interruption in any thread: what runs is waited for, what has not begun never begins."""
+    ended: list[float] = []
+    main = threading.current_thread()
 
     def piece(number: int) -> None:
-        if number == 1:
-            raise ZeroDivisionError
-        running.release()
+        if (threading.current_thread() is main) == (where == "main") and number > 3:
+            raise KeyboardInterrupt
+        time.sleep(0.01)
+        ended.append(time.perf_counter())
 
-    for _ in range(50):
-        with pytest.raises(ZeroDivisionError):
-            threads.run(piece, 20, 4)
-        count = running._value
-        assert running._value == count
+    with pytest.raises(KeyboardInterrupt):
+        threads.run(piece, 200, 4)
+    returned, count = time.perf_counter(), len(ended)
+    time.sleep(0.1)
+    assert len(ended) == count < 200
+    assert max(ended) <= returned
+
+
+def test_fewer_threads_than_asked_for_are_enough(monkeypatch):
+    def refuse(self) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threads, "_pool", threads.Pool())
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    done = []
+    threads.run(done.append, 20, 4)
+    assert sorted(done) == list(range(20))
+    assert threads._pool.size == 0
 
 
 def test_a_forked_child_draws(two_threads):
@@ -290,6 +333,24 @@ def test_a_forked_child_draws(two_threads):
     os.waitpid(child, 0)
     assert os.read(reading, 4) == b"same"
     os.close(reading)
+
+
+def test_a_fork_while_another_thread_compiles(tmp_path):
+    """The child must not wait for a lock that a thread of its parent holds."""
+    code = """
+import os, signal, threading, torch, fastinit
+fastinit.bits_(torch.empty(4, dtype=torch.int32))
+thread = threading.Thread(target=lambda: fastinit.uniform_(torch.empty(4)))
+thread.start()
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    fastinit.trunc_normal_(torch.empty(4))
+    os._exit(7)
+thread.join()
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert python(code, "-W", "ignore", FASTINIT_CACHE_DIR=str(tmp_path)).split() == ["7"]
 
 
 def test_compiling_in_many_threads_at_once(tmp_path):
@@ -321,6 +382,7 @@ def test_the_kernels_folder_is_importable_only_inside_the_package():
     assert "shipped as fastinit.kernels" in run.stderr
 
 
-def test_public_names_are_listed():
-    assert sorted(fastinit.__all__) == fastinit.__all__ or set(fastinit.__all__) <= set(dir(fastinit))
+def test_public_names_and_version():
+    assert all(hasattr(fastinit, name) for name in fastinit.__all__)
     assert fastinit.CONTRACT == 1
+    assert importlib.metadata.version("torch-fastinit") == fastinit.__version__

@@ -1,7 +1,7 @@
 """Right distribution: one-sample tests against the law, two-sample tests against torch.nn.init.
 
-ALPHA is the false-alarm rate of each test here; the seeds are fixed, so a failure means that the code changed. Every
-test is run again on a law whose std is 1 % off and must then fail: it can.
+ALPHA is the false-alarm rate of each test here; the seeds are fixed, so a failure means that the code changed. The
+one-sample and two-sample tests are run again on laws whose std is 1 % off and must then fail: they can.
 """
 
 from __future__ import annotations
@@ -101,7 +101,6 @@ def drawn(engine: str, law, dtype, shape, seed=2026) -> torch.Tensor:
 @pytest.mark.parametrize("name", LAWS)
 def test_every_law_follows_its_distribution(name, dtype):
     law = LAWS[name]
-    # The narrow laws in half precision have a few dozen values, so steps in the distribution are their own size.
     sample = drawn("cpu", law, dtype, (ENOUGH,))
     edges = torch.tensor([float(sample.min()), float(sample.max())]).double()
     assert one_sample(sample, clipped(truth(law), edges)) < critical(ENOUGH)
