@@ -94,7 +94,7 @@ def tell_once(reason: str) -> None:
             "fastinit draws with plain torch operations (same bits, slower): "
             f"its CPU engine does not work here: {reason}",
             RuntimeWarning,
-            stacklevel=5,
+            stacklevel=6,  # past choose, fill and the two functions of init
         )
 
 

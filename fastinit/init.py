@@ -51,9 +51,7 @@ def uniform_(
     stream: Stream | None = None,
 ) -> T:
     """Fill with samples uniform on [a, b), as `torch.nn.init.uniform_`."""
-    if torch_draws(tensor, generator, fast, stream):
-        return _torch(torch_init.uniform_, tensor, a, b, generator)
-    return _uniform(tensor, a, b, generator, fast, stream)
+    return _uniform(tensor, a, b, generator, fast, stream, torch_draws(tensor, generator, fast, stream))
 
 
 def normal_(
@@ -66,9 +64,7 @@ def normal_(
     stream: Stream | None = None,
 ) -> T:
     """Fill with samples of N(mean, std^2), as `torch.nn.init.normal_`; none beyond 6.77 std (9.5 in float64)."""
-    if torch_draws(tensor, generator, fast, stream):
-        return _torch(torch_init.normal_, tensor, mean, std, generator)
-    return _normal(tensor, mean, std, generator, fast, stream)
+    return _normal(tensor, mean, std, generator, fast, stream, torch_draws(tensor, generator, fast, stream))
 
 
 def trunc_normal_(
@@ -120,20 +116,17 @@ def bits_(tensor: T, generator: Generator | None = None, *, stream: Stream | Non
 
 def constant_(tensor: T, val: float) -> T:
     """Fill with `val`; torch.nn.init.constant_ itself, for shards too."""
-    torch_init.constant_(_local(tensor), val)
-    return tensor
+    return _filled(torch_init.constant_, tensor, val)
 
 
 def ones_(tensor: T) -> T:
     """Fill with 1; torch.nn.init.ones_ itself, for shards too."""
-    torch_init.ones_(_local(tensor))
-    return tensor
+    return _filled(torch_init.ones_, tensor)
 
 
 def zeros_(tensor: T) -> T:
     """Fill with 0; torch.nn.init.zeros_ itself, for shards too."""
-    torch_init.zeros_(_local(tensor))
-    return tensor
+    return _filled(torch_init.zeros_, tensor)
 
 
 def xavier_uniform_(
@@ -149,9 +142,7 @@ def xavier_uniform_(
     if (by_torch := torch_draws(tensor, generator, fast, stream)) and layout is None:
         return _torch(torch_init.xavier_uniform_, tensor, gain, generator)
     bound = math.sqrt(3.0) * _xavier_std("xavier_uniform_", tensor, gain, layout)
-    if by_torch:
-        return _torch(torch_init.uniform_, tensor, -bound, bound, generator)
-    return _uniform(tensor, -bound, bound, generator, fast, stream)
+    return _uniform(tensor, -bound, bound, generator, fast, stream, by_torch)
 
 
 def xavier_normal_(
@@ -167,9 +158,7 @@ def xavier_normal_(
     if (by_torch := torch_draws(tensor, generator, fast, stream)) and layout is None:
         return _torch(torch_init.xavier_normal_, tensor, gain, generator)
     std = _xavier_std("xavier_normal_", tensor, gain, layout)
-    if by_torch:
-        return _torch(torch_init.normal_, tensor, 0.0, std, generator)
-    return _normal(tensor, 0.0, std, generator, fast, stream)
+    return _normal(tensor, 0.0, std, generator, fast, stream, by_torch)
 
 
 def kaiming_uniform_(
@@ -190,9 +179,7 @@ def kaiming_uniform_(
         warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=2)
         return tensor
     bound = math.sqrt(3.0) * _kaiming_std(tensor, a, mode, nonlinearity, layout)
-    if by_torch:
-        return _torch(torch_init.uniform_, tensor, -bound, bound, generator)
-    return _uniform(tensor, -bound, bound, generator, fast, stream)
+    return _uniform(tensor, -bound, bound, generator, fast, stream, by_torch)
 
 
 def kaiming_normal_(
@@ -213,9 +200,7 @@ def kaiming_normal_(
         warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=2)
         return tensor
     std = _kaiming_std(tensor, a, mode, nonlinearity, layout)
-    if by_torch:
-        return _torch(torch_init.normal_, tensor, 0.0, std, generator)
-    return _normal(tensor, 0.0, std, generator, fast, stream)
+    return _normal(tensor, 0.0, std, generator, fast, stream, by_torch)
 
 
 def orthogonal_(
@@ -286,6 +271,13 @@ def _torch(torch_function: Callable[..., Any], tensor: T, *arguments: Any) -> T:
     return result
 
 
+def _filled(torch_function: Callable[..., Any], tensor: T, *arguments: Any) -> T:
+    if isinstance(tensor, Shard):
+        torch_function(tensor.local, *arguments)
+        return tensor
+    return _torch(torch_function, tensor, *arguments)
+
+
 def _local(target: Target) -> torch.Tensor:
     return target.local if isinstance(target, Shard) else target
 
@@ -314,7 +306,17 @@ def _by_torch(target: T, stream: Stream | None, torch_function: Callable[..., An
     return _torch(torch_function, target, *arguments)
 
 
-def _uniform(target: T, a: Any, b: Any, generator: Generator | None, fast: bool | None, stream: Stream | None) -> T:
+def _uniform(
+    target: T,
+    a: Any,
+    b: Any,
+    generator: Generator | None,
+    fast: bool | None,
+    stream: Stream | None,
+    by_torch: bool = False,
+) -> T:
+    if by_torch:
+        return _torch(torch_init.uniform_, target, a, b, generator)
     numbers = _numbers(target, torch_init.uniform_, a, b)
     greatest = FORMATS[target.dtype].greatest
     if numbers is None or not (
@@ -324,7 +326,17 @@ def _uniform(target: T, a: Any, b: Any, generator: Generator | None, fast: bool 
     return fill(target, Uniform(*numbers), generator, fast=fast, stream=stream)
 
 
-def _normal(target: T, mean: Any, std: Any, generator: Generator | None, fast: bool | None, stream: Stream | None) -> T:
+def _normal(
+    target: T,
+    mean: Any,
+    std: Any,
+    generator: Generator | None,
+    fast: bool | None,
+    stream: Stream | None,
+    by_torch: bool = False,
+) -> T:
+    if by_torch:
+        return _torch(torch_init.normal_, target, mean, std, generator)
     numbers = _numbers(target, torch_init.normal_, mean, std)
     greatest = FORMATS[working(target.dtype)].greatest
     if numbers is None or not (abs(numbers[0]) <= greatest and 0 <= numbers[1] <= greatest):

@@ -55,7 +55,7 @@ def show(audit: Audit, title: str, console: Console) -> None:
         line(f"{plural(audit.without_law, 'parameter')} {have} no reset_parameters law, left as constructed")
     line(
         f"KS: greatest distance from the law's distribution function, of at most {SAMPLE:,} elements; "
-        f"a true sample fails once in {1 / ALPHA:,.0f}",
+        f"each fails for one true sample in {1 / ALPHA:,.0f}",
         "dim",
     )
 
