@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
+from .fill import SAMPLED
 from .laws import Law, Normal, TruncNormal, Uniform, Words
 
 OK, FAILED, MISUSED = 0, 1, 2
-SAMPLED = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # One law for each way through the arithmetic.
 EVERY_KIND: tuple[Law, ...] = (
     Normal(0.0, 1.0),

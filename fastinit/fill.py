@@ -15,7 +15,7 @@ from . import engines
 from .flags import check_fast, flag_of
 from .kernels.engine import WIDTHS, Draw
 from .laws import Law
-from .regions import Shard, Target, region
+from .regions import Shard, Target, local_of, region
 from .streams import Stream, check_source, drawn_seed
 
 T = TypeVar("T", bound=Target)
@@ -28,7 +28,7 @@ def torch_draws(target: Target, generator: torch.Generator | None, fast: bool | 
     Raises `RuntimeError` where that cannot be: with `fast=True`, and where a stream or a shard is given.
     """
     check_source(generator, stream)
-    tensor = target.local if isinstance(target, Shard) else target
+    tensor = local_of(target)
     check_fast(fast)
     wanted = flag_of(tensor) if fast is None else fast
     if wanted is False:

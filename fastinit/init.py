@@ -27,7 +27,7 @@ from .fans import chosen_fan, fans
 from .fill import fill, outside_contract, refuse_inference_write, torch_draws
 from .floats import FORMATS
 from .laws import Normal, TruncNormal, Uniform, Words, working
-from .regions import Shard, Target
+from .regions import Shard, Target, local_of
 from .streams import Stream, check_source
 
 T = TypeVar("T", bound=Target)
@@ -87,7 +87,7 @@ def trunc_normal_(
         return _torch(torch_init.trunc_normal_, tensor, mean, std, a, b, generator)
     if std == 0:
         raise ZeroDivisionError(f"trunc_normal_ needs std > 0, got {std}; use constant_ for a constant")
-    numbers = _numbers(tensor, torch_init.trunc_normal_, mean, std, a, b)
+    numbers = _numbers(torch_init.trunc_normal_, mean, std, a, b)
     greatest = FORMATS[working(tensor.dtype)].greatest
     if numbers is None or not (abs(numbers[0]) <= greatest and 0 < numbers[1] <= greatest and numbers[2] <= numbers[3]):
         return _by_torch(tensor, stream, torch_init.trunc_normal_, mean, std, a, b, generator)
@@ -108,9 +108,9 @@ def bits_(tensor: T, generator: Generator | None = None, *, stream: Stream | Non
     if tensor.dtype is not torch.int32:
         raise TypeError(f"bits_ fills int32 tensors, got {tensor.dtype}")
     check_source(generator, stream)
-    if (reason := outside_contract(_local(tensor), (torch.int32,))) is not None:
+    if (reason := outside_contract(local_of(tensor), (torch.int32,))) is not None:
         raise RuntimeError(f"bits_ cannot draw here: {reason}")
-    refuse_inference_write(_local(tensor))
+    refuse_inference_write(local_of(tensor))
     return fill(tensor, Words(), generator, stream=stream)
 
 
@@ -239,7 +239,7 @@ def sparse_(
     if tensor.is_meta:
         return tensor
     zeros = len(range(tensor.shape[0])[: math.ceil(sparsity * tensor.shape[0])])  # a slice, as torch takes it
-    numbers = _numbers(tensor, torch_init.normal_, 0.0, std)
+    numbers = _numbers(torch_init.normal_, 0.0, std)
     if numbers is None or not 0 <= numbers[1] <= FORMATS[working(tensor.dtype)].greatest:
         return _by_torch(tensor, stream, torch_init.sparse_, sparsity, std, generator)
     return matrices.sparse(tensor, zeros, Normal(*numbers), generator, fast, stream)
@@ -278,11 +278,7 @@ def _filled(torch_function: Callable[..., Any], tensor: T, *arguments: Any) -> T
     return _torch(torch_function, tensor, *arguments)
 
 
-def _local(target: Target) -> torch.Tensor:
-    return target.local if isinstance(target, Shard) else target
-
-
-def _numbers(target: Target, torch_function: Callable[..., Any], *values: Any) -> tuple[float, ...] | None:
+def _numbers(torch_function: Callable[..., Any], *values: Any) -> tuple[float, ...] | None:
     """The values as floats; None where only torch can say what they are worth."""
     try:
         if {*map(type, values)} <= NUMBERS:
@@ -299,7 +295,7 @@ def _numbers(target: Target, torch_function: Callable[..., Any], *values: Any) -
 def _by_torch(target: T, stream: Stream | None, torch_function: Callable[..., Any], *arguments: Any) -> T:
     """Hand a call with odd numbers to torch, for its error or for whatever it makes of them."""
     if isinstance(target, Shard) or stream is not None:
-        torch_function(_local(target).new_empty(0), *arguments)
+        torch_function(local_of(target).new_empty(0), *arguments)
         raise ValueError(
             f"{torch_function.__name__} with {arguments[:-1]}: torch.nn.init has no error for this, and fastinit no law"
         )
@@ -317,7 +313,7 @@ def _uniform(
 ) -> T:
     if by_torch:
         return _torch(torch_init.uniform_, target, a, b, generator)
-    numbers = _numbers(target, torch_init.uniform_, a, b)
+    numbers = _numbers(torch_init.uniform_, a, b)
     greatest = FORMATS[target.dtype].greatest
     if numbers is None or not (
         -greatest <= numbers[0] <= numbers[1] <= greatest and numbers[1] - numbers[0] <= greatest
@@ -337,7 +333,7 @@ def _normal(
 ) -> T:
     if by_torch:
         return _torch(torch_init.normal_, target, mean, std, generator)
-    numbers = _numbers(target, torch_init.normal_, mean, std)
+    numbers = _numbers(torch_init.normal_, mean, std)
     greatest = FORMATS[working(target.dtype)].greatest
     if numbers is None or not (abs(numbers[0]) <= greatest and 0 <= numbers[1] <= greatest):
         return _by_torch(target, stream, torch_init.normal_, mean, std, generator)

@@ -17,6 +17,7 @@ import torch
 
 from . import gaussian
 from .floats import at_least, at_most, below, nearest
+from .kernels.engine import WIDTHS
 
 Parameters = tuple[str, tuple[float, ...]]
 
@@ -58,10 +59,6 @@ def working(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype is torch.float64 else torch.float32
 
 
-def width_of(dtype: torch.dtype) -> int:
-    return 64 if dtype is torch.float64 else 32
-
-
 @dataclass(frozen=True)
 class Words:
     """Raw Philox words, for testing: int32 tensors only."""
@@ -100,7 +97,7 @@ class Uniform:
 
 @functools.lru_cache(maxsize=1024)
 def _uniform(a: float, b: float, dtype: torch.dtype) -> Parameters:
-    number, width = working(dtype), width_of(dtype)
+    number, width = working(dtype), WIDTHS[dtype]
     length = nearest(b - a, number)
     step = length * LATTICE[width]
     lowest, highest = at_least(a, dtype), below(b, dtype)
@@ -207,7 +204,7 @@ def _mass(low: Decimal, high: Decimal) -> Decimal:
 @functools.lru_cache(maxsize=1024)
 def _truncated(law: TruncNormal, dtype: torch.dtype) -> Parameters:
     """Which arithmetic serves these bounds in this dtype, and with what parameters."""
-    number, width = working(dtype), width_of(dtype)
+    number, width = working(dtype), WIDTHS[dtype]
     lowest, highest = at_least(law.a, dtype), at_most(law.b, dtype)
     if lowest > highest:  # no number of this dtype in [a, b]
         lowest = highest = nearest(max(law.a, min(law.centre, law.b)), dtype)
@@ -245,7 +242,7 @@ def _two_sided(law: TruncNormal, number: torch.dtype, lowest: float, highest: fl
         below_it, above_it, inside = gaussian.tail(-low), gaussian.tail(high), _mass(low, high)
         to_median = (Decimal("0.5") - below_it) / inside
         split = 2**32 - 1 if high <= 0 else min(max(int(to_median * 2**32), 0), 2**32 - 1)
-        half_step = inside / 2 ** (width_of(number) + 1)
+        half_step = inside / 2 ** (WIDTHS[number] + 1)
         masses = [nearest(float(mass), number) for mass in (below_it + half_step, above_it + half_step, inside)]
     scale = nearest(law.scale, number)
     return (split, *masses, nearest(law.centre, number), -scale if mirrored else scale, lowest, highest)
@@ -289,7 +286,7 @@ def _narrow(law: TruncNormal, number: torch.dtype, lowest: float, highest: float
 
 def _tail(law: TruncNormal, number: torch.dtype, lowest: float, highest: float) -> tuple[float, ...]:
     """The quantile as a polynomial in r = -2 ln(share of the tail's mass beyond), by Chebyshev interpolation."""
-    width = width_of(number)
+    width = WIDTHS[number]
     low, high = law.bounds
     with localcontext(gaussian.DIGITS):
         sign = 1 if low > 0 else -1

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TypeVar
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator
 
 from .fill import fill
 from .laws import Law, Normal, Words
-from .regions import Shard, Target, shard
+from .regions import Shard, Target, local_of, shard
 from .streams import Stream, source
 
 T = TypeVar("T", bound=Target)
@@ -17,7 +17,7 @@ SPARSE_PART = 1 << 20  # elements whose order is found at a time; some 20 bytes 
 
 
 def orthogonal(target: T, gain: float, generator: Generator | None, fast: bool | None, stream: Stream | None) -> T:
-    local: Tensor = target.local if isinstance(target, Shard) else target
+    local = local_of(target)
     if target.numel() == 0 or local.is_meta:
         return target
     half = local.dtype in (torch.float16, torch.bfloat16)
@@ -40,7 +40,7 @@ def orthogonal(target: T, gain: float, generator: Generator | None, fast: bool |
 def sparse(target: T, zeros: int, law: Law, generator: Generator | None, fast: bool | None, stream: Stream | None) -> T:
     stream = source(generator, stream)
     fill(target, law, fast=fast, stream=stream)
-    local: Tensor = target.local if isinstance(target, Shard) else target
+    local = local_of(target)
     if zeros == 0:
         return target
     rows, columns = target.shape
@@ -67,7 +67,7 @@ def eye_shard(target: Shard) -> None:
 
 def dirac(target: Target, groups: int) -> None:
     """One in the middle of the receptive field for as many channels of each group as there are both in and out."""
-    local = target.local if isinstance(target, Shard) else target
+    local = local_of(target)
     if local.is_meta:
         return
     offset = target.offset if isinstance(target, Shard) else (0,) * local.dim()

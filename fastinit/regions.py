@@ -59,6 +59,11 @@ class Shard:
 Target = Tensor | Shard
 
 
+def local_of(target: Target) -> Tensor:
+    """The tensor whose memory is written."""
+    return target.local if isinstance(target, Shard) else target
+
+
 def shard(local: Tensor, shape: Sequence[int], offset: Sequence[int]) -> Shard:
     """`local` as the box that begins at `offset` in a global tensor of `shape`.
 
