@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import math
 import statistics
 import time
@@ -23,10 +24,10 @@ from torch import Tensor
 
 from . import init
 from .fill import fill, outside_contract
-from .floats import FORMATS
 from .judging import Observed, ks_distance, moments
+from .kernels.formats import FORMATS
 from .laws import Law, Normal, TruncNormal, Uniform
-from .recorder import Call, record
+from .recorder import Call, drawn_by_torch, record
 from .streams import Stream
 
 SIDES: dict[str, Any] = {"torch": torch.nn.init, "fastinit": init}
@@ -205,6 +206,8 @@ def passes_for(seconds: float) -> int:
 
 def draw(group: Group, side: str) -> None:
     function = getattr(SIDES[side], group.initialiser)
+    if side == "torch":
+        function = functools.partial(drawn_by_torch, function)
     for call in group.calls:
         function(call.tensor, **call.arguments)
 

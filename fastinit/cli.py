@@ -15,20 +15,9 @@ from typing import Any
 import torch
 
 from .fill import SAMPLED
-from .laws import Law, Normal, TruncNormal, Uniform, Words
+from .laws import EVERY_KIND, Words
 
 OK, FAILED, MISUSED = 0, 1, 2
-# One law for each way through the arithmetic.
-EVERY_KIND: tuple[Law, ...] = (
-    Normal(0.0, 1.0),
-    Uniform(0.0, 1.0),
-    Uniform(0.0, 1e-40),
-    Uniform(0.0, 1e-300),
-    TruncNormal(0.0, 1.0, -2.0, 2.0),
-    TruncNormal(0.0, 1.0, -4.0, 4.0),
-    TruncNormal(0.0, 1.0, 0.0, 0.01),
-    TruncNormal(0.0, 1.0, 5.0, 6.0),
-)
 EXAMPLE = "fastinit compare torch.nn:Transformer --set d_model=256"
 
 

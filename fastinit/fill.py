@@ -13,13 +13,14 @@ from torch.utils._device import DeviceContext
 
 from . import engines
 from .flags import check_fast, flag_of
-from .kernels.engine import WIDTHS, Draw
+from .kernels.engine import Draw
+from .kernels.formats import FORMATS
 from .laws import Law
 from .regions import Shard, Target, local_of, region
 from .streams import Stream, check_source, drawn_seed
 
 T = TypeVar("T", bound=Target)
-SAMPLED = tuple(dtype for dtype in WIDTHS if dtype is not torch.int32)
+SAMPLED = tuple(FORMATS)
 
 
 def torch_draws(target: Target, generator: torch.Generator | None, fast: bool | None, stream: Stream | None) -> bool:
@@ -130,7 +131,7 @@ def fill(
     if local.is_meta:
         return target
     kind, parameters = law.parameters(local.dtype)
-    engine = engines.choose(local, fast)
+    engine = engines.choose(local, fast, (kind, parameters))
     seed, word = (drawn_seed(generator), 0) if stream is None else (stream.seed, stream.id)
     try:
         if local.numel():

@@ -3,25 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 
-
-class Format(NamedTuple):
-    """An IEEE-like binary format: bits of significand, exponent of the smallest subnormal, greatest number."""
-
-    precision: int
-    smallest: int
-    greatest: float
-
-
-FORMATS = {
-    torch.float64: Format(53, -1074, math.ldexp(2 - 2**-52, 1023)),
-    torch.float32: Format(24, -149, math.ldexp(2 - 2**-23, 127)),
-    torch.bfloat16: Format(8, -133, math.ldexp(2 - 2**-7, 127)),
-    torch.float16: Format(11, -24, 65504.0),
-}
+from .kernels.formats import FORMATS
 
 
 def spacing(x: float, dtype: torch.dtype) -> float:

@@ -25,7 +25,7 @@ from torch import Generator
 from . import matrices
 from .fans import chosen_fan, fans
 from .fill import fill, outside_contract, refuse_inference_write, torch_draws
-from .floats import FORMATS
+from .kernels.formats import FORMATS
 from .laws import Normal, TruncNormal, Uniform, Words, working
 from .regions import Shard, Target, local_of
 from .streams import Stream, check_source
@@ -213,7 +213,7 @@ def orthogonal_(
 ) -> T:
     """A (semi) orthogonal matrix, Haar-distributed, times gain, as `torch.nn.init.orthogonal_` (Saxe et al. 2013).
 
-    Half-precision tensors are computed in float32 (torch raises). A shard costs the memory and time of its
+    Narrower tensors are computed in float32 (where torch raises). A shard costs the memory and time of its
     global matrix. The normal samples keep the stream contract; their QR factors are the device's own library's.
     """
     if torch_draws(tensor, generator, fast, stream) or tensor.ndimension() < 2:

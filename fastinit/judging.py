@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .floats import at_least, at_most, below
+from .kernels.formats import FORMATS, Format
 from .laws import Law, Normal, TruncNormal, Uniform
 
 ALPHA = 1e-4  # how often a true sample fails its check
@@ -63,19 +64,27 @@ def ks_distance(sample: Tensor, law: Law) -> float:
     """The greatest distance between the sample's distribution function and that of the law, as the dtype rounds it.
 
     A number that the dtype holds stands for everything up to the middle between it and its neighbours, and the
-    outermost within the law's bounds for everything beyond. nan if a nan is among the sample.
+    outermost within the law's bounds for everything beyond: an infinity counts as the greatest number, because some
+    dtypes have none. nan if a nan is among the sample.
     """
-    held, counts = torch.unique(sample, return_counts=True)
-    exact, share = held.double(), counts.cumsum(0).double() / sample.numel()
+    form = FORMATS[sample.dtype]
+    # In float64, which holds every number of every dtype: torch sorts no float8.
+    held, counts = torch.unique(sample.double().clamp(-form.greatest, form.greatest), return_counts=True)
+    share = counts.cumsum(0).double() / sample.numel()
     share_below = share - counts.double() / sample.numel()
     lowest, highest = held_bounds(law, sample.dtype)
-    upper, lower = (
-        (exact + torch.nextafter(held, torch.full_like(held, towards)).double()) / 2
-        for towards in (math.inf, -math.inf)
-    )
-    up_to = torch.where(exact >= highest, 1.0, cdf(law, upper))
-    before = torch.where(exact <= lowest, 0.0, cdf(law, lower))
+    up_to = torch.where(held >= highest, 1.0, cdf(law, held + gap(held, math.inf, form) / 2))
+    before = torch.where(held <= lowest, 0.0, cdf(law, held - gap(held, -math.inf, form) / 2))
     return torch.stack([(share - up_to).abs(), (share_below - before).abs()]).max().item()
+
+
+def gap(held: Tensor, towards: float, form: Format) -> Tensor:
+    """The distance from numbers of a format, held in float64, to their neighbours on the side of `towards`."""
+    mantissa, exponent = torch.frexp(held)
+    # From a power of two towards zero, numbers lie twice as dense.
+    exponent = exponent - form.precision - (mantissa == math.copysign(0.5, -towards)).int()
+    exponent = torch.where(held == 0, form.smallest, exponent.clamp(min=form.smallest))
+    return torch.ldexp(torch.ones_like(held), exponent.double())
 
 
 def held_bounds(law: Law, dtype: torch.dtype) -> tuple[float, float]:
@@ -84,7 +93,7 @@ def held_bounds(law: Law, dtype: torch.dtype) -> tuple[float, float]:
         return at_least(law.a, dtype), below(law.b, dtype)
     if isinstance(law, TruncNormal):
         return at_least(law.a, dtype), at_most(law.b, dtype)
-    return -math.inf, math.inf
+    return -FORMATS[dtype].greatest, FORMATS[dtype].greatest
 
 
 def cdf(law: Law, x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 
 from . import gaussian
 from .floats import at_least, at_most, below, nearest
-from .kernels.engine import WIDTHS
+from .kernels.formats import WIDTHS
 
 Parameters = tuple[str, tuple[float, ...]]
 
@@ -103,9 +103,20 @@ def _uniform(a: float, b: float, dtype: torch.dtype) -> Parameters:
     lowest, highest = at_least(a, dtype), below(b, dtype)
     if lowest > highest:  # no number of this dtype in [a, b)
         lowest = highest = nearest(a, dtype)
+    start = at_least(a, number)
     if length > 0 and step < SMALLEST_NORMAL[width]:
-        return "uniform_tiny", (at_least(a, number), length, lowest, highest)
-    return "uniform", (at_least(a, number), step, lowest, highest)
+        return "uniform_tiny", (start, length, lowest, _ceiling(highest))
+    if lowest > start:
+        return "uniform_inside", (start, step, lowest, highest)
+    return "uniform", (start, step, highest)
+
+
+def _ceiling(highest: float) -> float:
+    """An upper bound of 0 as negative zero, below which tiny samples may round.
+
+    The arithmetic's minimum takes the bound on a tie, a GPU's takes negative zero: this way they agree.
+    """
+    return highest or -0.0
 
 
 @dataclass(frozen=True)
@@ -208,6 +219,7 @@ def _truncated(law: TruncNormal, dtype: torch.dtype) -> Parameters:
     lowest, highest = at_least(law.a, dtype), at_most(law.b, dtype)
     if lowest > highest:  # no number of this dtype in [a, b]
         lowest = highest = nearest(max(law.a, min(law.centre, law.b)), dtype)
+    highest = _ceiling(highest)
     reach = REACH[width] * law.scale
     if lowest <= nearest(law.centre - reach, dtype) and nearest(law.centre + reach, dtype) <= highest:
         return Normal(law.centre, law.scale).parameters(dtype)
@@ -244,6 +256,7 @@ def _two_sided(law: TruncNormal, number: torch.dtype, lowest: float, highest: fl
         split = 2**32 - 1 if high <= 0 else min(max(int(to_median * 2**32), 0), 2**32 - 1)
         half_step = inside / 2 ** (WIDTHS[number] + 1)
         masses = [nearest(float(mass), number) for mass in (below_it + half_step, above_it + half_step, inside)]
+        masses[2] *= 2.0**-32  # the mass of one step of a word
     scale = nearest(law.scale, number)
     return (split, *masses, nearest(law.centre, number), -scale if mirrored else scale, lowest, highest)
 
@@ -309,3 +322,17 @@ def _tail(law: TruncNormal, number: torch.dtype, lowest: float, highest: float) 
         rounded = [nearest(float(c), number) for c in series]
         shares = [nearest(float(share), number) for share in (base, 1 - base)]
     return (*shares, -float(centre), rounded[-1], lowest, highest, *rounded[:-1])
+
+
+# One law for each way through the arithmetic.
+EVERY_KIND: tuple[Law, ...] = (
+    Normal(0.0, 1.0),
+    Uniform(0.0, 1.0),
+    Uniform(0.1, 1.0),
+    Uniform(0.0, 1e-40),
+    Uniform(0.0, 1e-300),
+    TruncNormal(0.0, 1.0, -2.0, 2.0),
+    TruncNormal(0.0, 1.0, -4.0, 4.0),
+    TruncNormal(0.0, 1.0, 0.0, 0.01),
+    TruncNormal(0.0, 1.0, 5.0, 6.0),
+)

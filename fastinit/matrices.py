@@ -8,6 +8,7 @@ import torch
 from torch import Generator
 
 from .fill import fill
+from .kernels.formats import FORMATS
 from .laws import Law, Normal, Words
 from .regions import Shard, Target, local_of, shard
 from .streams import Stream, source
@@ -20,7 +21,7 @@ def orthogonal(target: T, gain: float, generator: Generator | None, fast: bool |
     local = local_of(target)
     if target.numel() == 0 or local.is_meta:
         return target
-    half = local.dtype in (torch.float16, torch.bfloat16)
+    half = FORMATS[local.dtype].rounding is not None
     rows = target.shape[0]
     matrix = torch.empty(
         rows, target.numel() // rows, dtype=torch.float32 if half else local.dtype, device=local.device
@@ -56,7 +57,10 @@ def sparse(target: T, zeros: int, law: Law, generator: Generator | None, fast: b
         chosen = torch.zeros(width, rows, dtype=torch.bool, device=local.device)
         chosen.scatter_(1, order[:, :zeros], True)
         with torch.no_grad():
-            local[:, start : start + width].masked_fill_(chosen[:, top:bottom].t(), 0.0)
+            part = local[:, start : start + width]
+            # torch fills no float8 by a mask; the bits of zero are the same.
+            bits = part.view(torch.uint8) if part.dtype.itemsize == 1 else part
+            bits.masked_fill_(chosen[:, top:bottom].t(), 0)
     return target
 
 

@@ -24,6 +24,8 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
+from .kernels.formats import FORMATS
+
 INITIALISERS = (
     "uniform_",
     "normal_",
@@ -151,14 +153,15 @@ class Recorder(TorchFunctionMode):
         def noted(*args: Any, **kwargs: Any) -> Any:
             if self.inside:
                 return original(*args, **kwargs)
-            self.inside = True
-            try:
-                result = original(*args, **kwargs)
-            finally:
-                self.inside = False
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
-            self.note(original.__name__, bound.arguments.pop("tensor"), dict(bound.arguments))
+            tensor, arguments = bound.arguments.pop("tensor"), dict(bound.arguments)
+            self.inside = True
+            try:
+                result = drawn_by_torch(original, tensor, **arguments)
+            finally:
+                self.inside = False
+            self.note(original.__name__, tensor, arguments)
             return result
 
         return noted
@@ -181,6 +184,16 @@ class Recorder(TorchFunctionMode):
         elif args:
             self.forget(args[0])
         return result
+
+
+def drawn_by_torch(function: Callable[..., Any], tensor: Any, **arguments: Any) -> Any:
+    """A call of torch.nn.init's; where torch has no kernel for the dtype (float8), for a float32 twin, then rounded."""
+    try:
+        return function(tensor, **arguments)
+    except NotImplementedError:
+        if not isinstance(tensor, Tensor) or tensor.dtype not in FORMATS:
+            raise
+    return tensor.copy_(function(torch.empty_like(tensor, dtype=torch.float32), **arguments))
 
 
 @contextlib.contextmanager

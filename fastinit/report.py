@@ -50,6 +50,8 @@ def show(audit: Audit, title: str, console: Console) -> None:
     for part in tables(audit, console):
         console.print(part)
     line(summary(audit))
+    if any(row.group.law is not None and row.group.calls[0].tensor.dtype.itemsize == 1 for row in audit.rows):
+        line("torch draws no float8: its samples there are float32 ones, rounded by a copy", "dim")
     if audit.without_law:
         have = "has" if audit.without_law == 1 else "have"
         line(f"{plural(audit.without_law, 'parameter')} {have} no reset_parameters law, left as constructed")

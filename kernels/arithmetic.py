@@ -29,6 +29,7 @@ i32: Callable[..., Any]  # a word read as a signed number
 real: Callable[..., Any]  # an integer to the working precision, rounded to nearest even
 bits: Callable[..., Any]  # a float's bits, as a signed integer of its width
 unbits: Callable[..., Any]  # the float that has these bits
+negative: Callable[..., Any]  # a float with its sign flipped
 mulhilo: Callable[..., Any]  # the high and the low word of a word times a constant
 fma: Callable[..., Any]  # x * y + z, rounded once
 sqrt: Callable[..., Any]  # correctly rounded
@@ -45,7 +46,7 @@ W0, W1 = 0x9E3779B9, 0xBB67AE85
 def philox_round(c0, c1, c2, c3, k0, k1):
     high0, low0 = mulhilo(c0, M0)
     high1, low1 = mulhilo(c2, M1)
-    return high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+    return high1 ^ (c1 ^ k0), low1, high0 ^ (c3 ^ k1), low0
 
 
 def bump(k0, k1):
@@ -88,18 +89,18 @@ def lattice_64(low, high):
     return fma(real(high), 2097152.0, real(low >> 11))
 
 
-def unit_32(low, high):
-    """All 32 bits as a number in [0, 1], 24 of them significant: fine near 0, where tails are."""
-    return real(high) * UNIT
+def counted_32(low, high, step, start):
+    """start + step * (all 32 bits as a number), 24 of them significant: fine near 0, where tails are."""
+    return fma(real(high), step, start)
 
 
-def unit_64(low, high):
-    """All 64 bits as a number in [0, 1], 53 of them significant."""
-    return fma(real(high), UNIT, real(low) * UNIT_LOW)
+def counted_64(low, high, step, start):
+    """start + step * (all 64 bits as a number of steps and fractions of 2^-32), 53 of them significant."""
+    return fma(fma(real(low), UNIT, real(high)), step, start)
 
 
 def inner_unit_32(low, high):
-    """Like `unit`, centred in its step and kept below 1: strictly inside (0, 1)."""
+    """All bits as a fraction, centred in its step and kept below 1: strictly inside (0, 1)."""
     return fma(real(high), UNIT_BELOW_ONE, HALF_STEP)
 
 
@@ -162,7 +163,7 @@ def negate_if_odd_32(x, word):
 
 
 def negate_if_odd_64(x, word):
-    return where((word & 1) != 0, -x, x)
+    return where((word & 1) != 0, negative(x), x)
 
 
 def near_quantile(q, r):
@@ -187,11 +188,16 @@ def words(low, high):
     return high
 
 
-def uniform(low, high, start, step, lowest, highest):
-    """start + (length of the interval) * (the top bits as a fraction), kept within [lowest, highest].
+def uniform(low, high, start, step, highest):
+    """start + (length of the interval) * (the top bits as a fraction), at most `highest`.
 
     The step is the length over 2^24 (2^53): scaled by the law, once, with the same bits as scaling each fraction.
     """
+    return minimum(fma(lattice(low, high), step, start), highest)
+
+
+def uniform_inside(low, high, start, step, lowest, highest):
+    """The same where the output dtype does not hold `start`, and would round below it."""
     return clamp(fma(lattice(low, high), step, start), lowest, highest)
 
 
@@ -207,32 +213,31 @@ def normal(low_a, high_a, low_b, high_b, mean, std):
     return fma(radius, c, mean), fma(radius, s, mean)
 
 
-def tail_of(low, high, split, left_mass, right_mass, inside):
+def tail_of(low, high, split, left_mass, right_mass, step):
     """Whether the draw lies left of the median of the untruncated normal, and the mass beyond it on its own side.
 
-    Counted from the nearer end: a draw and its complement are exact mirror images.
+    Counted from the nearer end in steps of 2^-32 of the mass inside: a draw and its complement mirror each other.
     """
     left = high <= split
-    q_left = fma(unit(low, high), inside, left_mass)
-    q_right = fma(unit(low ^ 0xFFFFFFFF, high ^ 0xFFFFFFFF), inside, right_mass)
-    return left, where(left, q_left, q_right)
+    start = where(left, left_mass, right_mass)
+    return left, counted(where(left, low, low ^ 0xFFFFFFFF), where(left, high, high ^ 0xFFFFFFFF), step, start)
 
 
-def truncated_central(low, high, split, left_mass, right_mass, inside, mean, std, lowest, highest):
+def truncated_central(low, high, split, left_mass, right_mass, step, mean, std, lowest, highest):
     """Normal given [lowest, highest], both bounds within 3.1 standard deviations of the mean."""
-    left, q = tail_of(low, high, split, left_mass, right_mass, inside)
-    z = near_quantile(q, minus_two_log(fma(-q, q, q), -NEAR_CENTRE))
-    return clamp(fma(where(left, -z, z), std, mean), lowest, highest)
+    left, q = tail_of(low, high, split, left_mass, right_mass, step)
+    z = near_quantile(q, minus_two_log(fma(negative(q), q, q), -NEAR_CENTRE))
+    return clamp(fma(where(left, negative(z), z), std, mean), lowest, highest)
 
 
-def truncated_wide(low, high, split, left_mass, right_mass, inside, mean, std, lowest, highest):
+def truncated_wide(low, high, split, left_mass, right_mass, step, mean, std, lowest, highest):
     """Normal given [lowest, highest], for any bounds that leave a mass of 1e-8 or more."""
-    left, q = tail_of(low, high, split, left_mass, right_mass, inside)
-    x = fma(-q, q, q)
+    left, q = tail_of(low, high, split, left_mass, right_mass, step)
+    x = fma(negative(q), q, q)
     near = near_quantile(q, minus_two_log(x, -NEAR_CENTRE))
     far = far_quantile(minus_two_log_finely(x, -FAR_CENTRE))
     z = where(q < FAR_BELOW, far, near)
-    return clamp(fma(where(left, -z, z), std, mean), lowest, highest)
+    return clamp(fma(where(left, negative(z), z), std, mean), lowest, highest)
 
 
 def truncated_narrow(low, high, middle, lowest, highest, series):
@@ -258,23 +263,41 @@ def round_to_bfloat16(x):
 
 def round_to_float16(x):
     """The sixteen bits of the nearest float16, subnormal, infinite and nan ones too."""
+    return narrowed(x, 13, 0xC8000FFF, 0x38800000, 0.5, 0x3F000000, 0x47800000, 0x7C00, 0x7E00, 16)
+
+
+def round_to_float8_e5m2(x):
+    """The eight bits of the nearest float8_e5m2, subnormal, infinite and nan ones too."""
+    return narrowed(x, 21, 0xC80FFFFF, 0x38800000, 128.0, 0x43000000, 0x47800000, 0x7C, 0x7F, 24)
+
+
+def round_to_float8_e4m3fn(x):
+    """The eight bits of the nearest float8_e4m3fn, which has no infinity: its greatest number is as near as it gets."""
+    return narrowed(x, 20, 0xC407FFFF, 0x3C800000, 16384.0, 0x46800000, 0x43E80000, 0x7E, 0x7F, 24)
+
+
+def narrowed(x, dropped, rebias, normal_from, anchor, anchor_bits, overflow_from, overflow, nan, sign_shift):
+    """A narrow format's bits: the significand without its last `dropped` bits, half to even, the exponent rebiased.
+
+    `rebias` carries just under half of the last bit kept. Around `anchor` float32 counts in the narrow format's
+    subnormal steps, so that adding it to a number below `normal_from` rounds to them. Magnitudes from
+    `overflow_from` on become `overflow`. Limits are bits of float32, results bits of the narrow format.
+    """
     word = u32(bits(x))
     magnitude = word & 0x7FFFFFFF
-    # Rebias the exponent by 127 - 15, round half to even at bit 13.
-    nearest = u32(magnitude + 0xC8000FFF + ((magnitude >> 13) & 1)) >> 13
-    # Below 2^-14 a float16 counts in steps of 2^-24, which are the steps of a float32 in [1/2, 1).
-    subnormal = u32(bits(unbits(i32(magnitude)) + 0.5) - 0x3F000000)
-    half = where(magnitude < 0x38800000, subnormal, nearest)
-    half = where(magnitude >= 0x47800000, 0x7C00, half)
-    half = where(magnitude > 0x7F800000, 0x7E00, half)
-    return half | ((word >> 16) & 0x8000)
+    normal = u32(magnitude + rebias + ((magnitude >> dropped) & 1)) >> dropped
+    subnormal = u32(bits(unbits(i32(magnitude)) + anchor) - anchor_bits)
+    narrow = where(magnitude < normal_from, subnormal, normal)
+    narrow = where(magnitude >= overflow_from, overflow, narrow)
+    narrow = where(magnitude > 0x7F800000, nan, narrow)
+    return narrow | ((word & 0x80000000) >> sign_shift)
 
 
 # --- binding -----------------------------------------------------------------------------------
 
 # 2^-32 is the step of a word read as a fraction. A number kept below 1 by its last bit has a logarithm below 0,
 # so that sqrt's argument is above 0 for every draw.
-UNIT_32 = UNIT_64 = 2.0**-32
+UNIT_64 = 2.0**-32
 UNIT_LOW_64 = 2.0**-64
 LATTICE_32, LATTICE_64 = 2.0**-24, 2.0**-53
 UNIT_BELOW_ONE_32, UNIT_BELOW_ONE_64 = 2.0**-32 * (1 - 2.0**-24), 2.0**-32 * (1 - 2.0**-53)

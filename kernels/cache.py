@@ -24,7 +24,7 @@ import numba
 from numba.core.caching import _Cache
 from numba.core.compiler import CompileResult
 
-SOURCES = ("arithmetic.py", "cache.py", "coefficients.py", "cpu.py", "engine.py", "simd.py")
+SOURCES = ("arithmetic.py", "cache.py", "coefficients.py", "cpu.py", "engine.py", "formats.py", "simd.py")
 
 
 @functools.cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from llvmlite import ir
@@ -17,7 +17,8 @@ from numba.extending import intrinsic
 from . import simd
 from .arithmetic import bind
 from .cache import KernelCache
-from .engine import WHOLE_NUMBER_FIRST, WIDTHS, Draw, block_size, row_major, sample_lanes
+from .engine import WHOLE_NUMBER_FIRST, Draw, as_signed, block_size, row_major, runs_of, sample_lanes
+from .formats import FORMATS, WIDTHS
 from .pages import advise_huge_pages
 from .simd import LANES, Lanes
 from .threads import run
@@ -31,7 +32,6 @@ if hasattr(os, "register_at_fork"):
     )
 
 ARITHMETIC = {width: bind(simd.primitives(width), width) for width in (32, 64)}
-ROUNDINGS = {torch.bfloat16: "round_to_bfloat16", torch.float16: "round_to_float16"}
 SCRATCH_ALIGNMENT = 64  # a cache line, and the widest vector store
 
 
@@ -57,11 +57,10 @@ def sampled_block(
         for p in parameters
     ]  # fmt: skip
     lanes = [lane.spread() for lane in sample_lanes(ARITHMETIC[width], width, kind, words, arguments)]
-    if dtype in ROUNDINGS:
-        lanes = [getattr(ARITHMETIC[32], ROUNDINGS[dtype])(lane) for lane in lanes]
-        return [
-            Lanes(builder, "u16", builder.trunc(lane.value, ir.VectorType(ir.IntType(16), LANES))) for lane in lanes
-        ]
+    if dtype in FORMATS and (rounding := FORMATS[dtype].rounding) is not None:
+        narrow = ir.VectorType(ir.IntType(8 * dtype.itemsize), LANES)
+        lanes = [getattr(ARITHMETIC[32], rounding)(lane) for lane in lanes]
+        return [Lanes(builder, "narrow", builder.trunc(lane.value, narrow)) for lane in lanes]
     return lanes
 
 
@@ -230,43 +229,11 @@ def kernel(kind: str, dtype: torch.dtype, contiguous: bool, parameters: int) -> 
     return dispatcher  # type: ignore[no-any-return]
 
 
-class Runs(NamedTuple):
-    """A tensor's memory as stretches of neighbours in the global tensor; see `build_kernel`."""
-
-    length: int
-    stride: int
-    outer: list[tuple[int, int, int]]
-
-
-def runs_of(out: torch.Tensor, steps: Sequence[int]) -> Runs:
-    """Dimensions joined wherever memory and global index both go on from one to the next."""
-    size = out.element_size()
-    joined: list[tuple[int, int, int]] = []
-    for length, stride, step in zip(out.shape, out.stride(), steps, strict=True):
-        if length == 1:
-            continue
-        if joined:
-            before, outer_step, outer_stride = joined[-1]
-            if outer_step == length * step and outer_stride == length * stride * size:
-                joined[-1] = (before * length, step, stride * size)
-                continue
-        joined.append((length, step, stride * size))
-    if joined and joined[-1][1] == 1:
-        length, _, stride = joined.pop()
-        return Runs(length, stride, joined)
-    return Runs(1, size, joined)
-
-
 # Measured by `python -m bench.thresholds`.
 THREADS_FROM = 2 << 20  # bytes; below, waking a thread takes longer than drawing
 STREAMING_FROM = 32 << 20  # bytes; below, the tensor had better stay in the cache
 HUGE_PAGES_FROM = 16 << 20  # bytes; twice as fast on fresh memory from here on
 PIECES_A_THREAD = 8  # small enough to even out what the machine does to one thread
-
-
-def as_signed(word: int) -> int:
-    """The signed 64-bit number with the same bits, which is what a kernel takes."""
-    return word - (1 << 64) if word >> 63 else word
 
 
 class CpuEngine:

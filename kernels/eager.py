@@ -13,7 +13,8 @@ from torch import Tensor
 
 from . import exact
 from .arithmetic import bind
-from .engine import COLUMNS, WIDTHS, Draw, block_size, parts, row_major, sample_lanes
+from .engine import COLUMNS, Draw, block_size, parts, row_major, sample_lanes
+from .formats import FORMATS, WIDTHS
 
 PART = 1 << 17  # elements at a time: forty-odd temporaries of 8 bytes each, some 40 MB
 MASK = 0xFFFFFFFF
@@ -58,16 +59,22 @@ def primitives(real: torch.dtype, whole: torch.dtype, fma: Any, sqrt: Any) -> di
             total = fma(total, x, coefficient)
         return total  # type: ignore[no-any-return]
 
+    def where(condition: Tensor, a: Any, b: Any) -> Tensor:
+        if not isinstance(a, Tensor) and not isinstance(b, Tensor):  # torch would take its default dtype for both
+            a = torch.tensor(a, dtype=real, device=condition.device)
+        return torch.where(condition, a, b)
+
     return {
         "u32": lambda x: x.long() & MASK if isinstance(x, Tensor) else x & MASK,
         "i32": lambda x: ((x ^ 0x80000000) - 0x80000000).int(),
         "real": lambda x: x.to(real),
         "bits": lambda x: x.view(whole),
         "unbits": lambda x: x.view(real),
+        "negative": torch.neg,
         "mulhilo": mulhilo,
         "fma": fma,
         "sqrt": sqrt,
-        "where": torch.where,
+        "where": where,
         "minimum": lambda x, y: torch.where(x < y, x, y),
         "maximum": lambda x, y: torch.where(x > y, x, y),
         "horner": horner,
@@ -111,10 +118,9 @@ def scattered(draw: Draw, indices: Tensor, width: int) -> Tensor:
 
 def rounded(samples: Tensor, dtype: torch.dtype) -> Tensor:
     """Working-precision samples as `dtype`, rounded once."""
-    if dtype is torch.bfloat16:
-        return ARITHMETIC[32].round_to_bfloat16(samples).to(torch.int16).view(dtype)  # type: ignore[no-any-return]
-    if dtype is torch.float16:
-        return ARITHMETIC[32].round_to_float16(samples).to(torch.int16).view(dtype)  # type: ignore[no-any-return]
+    if dtype in FORMATS and (rounding := FORMATS[dtype].rounding) is not None:
+        pattern = getattr(ARITHMETIC[32], rounding)(samples)
+        return pattern.to(torch.uint8 if dtype.itemsize == 1 else torch.int16).view(dtype)  # type: ignore[no-any-return]
     return samples.to(dtype)
 
 

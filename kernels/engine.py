@@ -10,7 +10,6 @@ import torch
 
 # Sixteen neighbours come from sixteen neighbouring counters; a block is all that these sixteen draw.
 COLUMNS = 16
-WIDTHS = {torch.float32: 32, torch.bfloat16: 32, torch.float16: 32, torch.int32: 32, torch.float64: 64}
 # Kinds whose last argument is a series: how many arguments stand before it.
 SERIES_AFTER = {"truncated_narrow": 3, "truncated_tail": 6}
 # Kinds whose first parameter is compared with a word, and so is an int.
@@ -91,3 +90,35 @@ def parts(out: torch.Tensor, first: int, steps: Sequence[int], limit: int) -> It
     for start in range(0, size, length):
         part = out.narrow(dimension, start, min(length, size - start))
         yield from parts(part, first + start * steps[dimension], steps, limit)
+
+
+class Runs(NamedTuple):
+    """A tensor's memory as stretches of neighbours in the global tensor; and the dimensions around them."""
+
+    length: int
+    stride: int
+    outer: list[tuple[int, int, int]]
+
+
+def runs_of(out: torch.Tensor, steps: Sequence[int]) -> Runs:
+    """Dimensions joined wherever memory and global index both go on from one to the next."""
+    size = out.element_size()
+    joined: list[tuple[int, int, int]] = []
+    for length, stride, step in zip(out.shape, out.stride(), steps, strict=True):
+        if length == 1:
+            continue
+        if joined:
+            before, outer_step, outer_stride = joined[-1]
+            if outer_step == length * step and outer_stride == length * stride * size:
+                joined[-1] = (before * length, step, stride * size)
+                continue
+        joined.append((length, step, stride * size))
+    if joined and joined[-1][1] == 1:
+        length, _, stride = joined.pop()
+        return Runs(length, stride, joined)
+    return Runs(1, size, joined)
+
+
+def as_signed(word: int) -> int:
+    """The signed 64-bit number with the same bits, which is what a kernel takes."""
+    return word - (1 << 64) if word >> 63 else word

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from . import exact
 from .arithmetic import bind
-from .engine import COLUMNS, WIDTHS, Draw, block_size, parts, row_major, sample_lanes
+from .engine import COLUMNS, Draw, block_size, parts, row_major, sample_lanes
+from .formats import FORMATS, WIDTHS
 
 Array = NDArray[Any]
 PART = 1 << 18  # elements at a time: some forty temporaries of 8 bytes each
@@ -45,6 +46,7 @@ def primitives(real: type[np.floating], whole: type[np.signedinteger], fma: Any)
         "real": lambda x: np.asarray(x).astype(real),
         "bits": lambda x: np.asarray(x).view(whole),
         "unbits": lambda x: np.asarray(x).astype(whole).view(real),
+        "negative": np.negative,
         "mulhilo": mulhilo,
         "fma": fma,
         "sqrt": np.sqrt,
@@ -82,10 +84,10 @@ def values_at(draw: Draw, indices: NDArray[np.int64], width: int) -> Array:
 
 def rounded(samples: Array, dtype: torch.dtype) -> torch.Tensor:
     """Working-precision samples as a tensor of `dtype`, rounded once."""
-    if dtype in (torch.bfloat16, torch.float16):
-        name = "round_to_bfloat16" if dtype is torch.bfloat16 else "round_to_float16"
-        pattern = getattr(ARITHMETIC[32], name)(samples).astype(np.uint16).view(np.int16)
-        return torch.from_numpy(pattern).view(dtype)
+    if dtype in FORMATS and (rounding := FORMATS[dtype].rounding) is not None:
+        pattern = getattr(ARITHMETIC[32], rounding)(samples)
+        whole = np.uint8 if dtype.itemsize == 1 else np.uint16
+        return torch.from_numpy(pattern.astype(whole)).view(dtype)
     return torch.from_numpy(samples.view(np.int32) if dtype is torch.int32 else samples)
 
 

@@ -214,6 +214,7 @@ def primitives(width: int) -> dict[str, Any]:
         "real": to_real,
         "bits": lambda x: x.cast(whole, "bitcast"),
         "unbits": lambda x: x.cast(real, "bitcast"),
+        "negative": lambda x: -x,
         "mulhilo": mulhilo,
         "fma": fma,
         "sqrt": lambda x: _intrinsic("sqrt", x),

@@ -6,13 +6,16 @@ import math
 
 import torch
 
+from fastinit.kernels.formats import FORMATS
 from fastinit.laws import Law, Normal, TruncNormal, Uniform, Words
 
 ENGINES = ("reference", "cpu", "eager")
-FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+FLOATS = tuple(FORMATS)
+FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 # One law for each way through the arithmetic, and one for each side where there are two.
 LAWS: dict[str, Law] = {
     "uniform": Uniform(-0.5, 1.5),
+    "uniform_inside": Uniform(-0.1, 0.3),  # where the dtype does not hold -0.1
     "normal": Normal(0.25, 2.0),
     "central": TruncNormal(0.0, 1.0, -2.0, 2.0),
     "central_right": TruncNormal(0.5, 2.0, 1.5, 5.0),
@@ -37,7 +40,15 @@ def name_of(dtype: torch.dtype) -> str:
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
     """The bits of a tensor, so that equality means equality, of nan and negative zero too."""
-    return tensor.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
+    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    return tensor.contiguous().view(whole)
+
+
+def every_number(dtype: torch.dtype) -> torch.Tensor:
+    """All finite numbers of a dtype of one or two bytes, both zeros too, as float64."""
+    whole = torch.uint8 if dtype.itemsize == 1 else torch.int16
+    numbers = torch.arange(256**dtype.itemsize, dtype=torch.int32).to(whole).view(dtype).double()
+    return numbers[numbers.isfinite()]
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -9,7 +9,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from common import FLOATS, LAWS, name_of
+from common import FLOAT8, FLOATS, LAWS, every_number, name_of
 from scipy import stats
 from torch import nn
 from torch.nn.init import trunc_normal_, xavier_normal_
@@ -17,6 +17,7 @@ from torch.nn.init import trunc_normal_, xavier_normal_
 import fastinit
 from fastinit import audit, judging, recorder
 from fastinit.judging import cdf, ks_bound, ks_distance, moments
+from fastinit.kernels.formats import FORMATS
 from fastinit.laws import Normal, TruncNormal, Uniform
 from fastinit.recorder import ResetError, record
 
@@ -171,6 +172,42 @@ def test_true_samples_pass_and_slightly_wrong_ones_fail(name, dtype):
     assert ks_distance(sample, law) <= ks_bound(sample.numel())
     if dtype in (torch.float32, torch.float64):
         assert ks_distance(sample + law.std / 50, law) > ks_bound(sample.numel())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, *FLOAT8], ids=name_of)
+@pytest.mark.parametrize("name", ["uniform", "normal", "central", "wide_left", "narrow"])
+def test_slightly_wrong_samples_fail_after_rounding_too(name, dtype):
+    """The twin for what is rounded, of laws that the dtype has enough numbers for."""
+    law = LAWS[name]
+    sample = fastinit.fill.fill(torch.empty(1 << 18), law, stream=fastinit.Stream(SEED))
+    bounds = judging.held_bounds(law, dtype)
+    assert ks_distance(sample.clamp(*bounds).to(dtype), law) <= ks_bound(sample.numel())
+    assert ks_distance((sample + law.std / 50).clamp(*bounds).to(dtype), law) > ks_bound(sample.numel())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "std"), [(torch.float16, 4e4), (torch.float8_e4m3fn, 300.0), (torch.float8_e5m2, 4e4)]
+)
+def test_what_lies_beyond_a_dtype_is_judged_as_its_greatest_number(dtype, std):
+    law = Normal(0.0, std)
+    sample = fastinit.fill.fill(torch.empty(1 << 18, dtype=dtype), law, stream=fastinit.Stream(SEED))
+    assert (sample.double().abs() >= FORMATS[dtype].greatest).double().mean() > 0.05
+    assert ks_distance(sample, law) <= ks_bound(sample.numel())
+    assert ks_distance(sample, Normal(0.0, 1.1 * std)) > ks_bound(sample.numel())
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=name_of)
+def test_gaps_are_those_between_neighbours(dtype):
+    if dtype.itemsize <= 2:
+        held = every_number(dtype).unique()
+        lower, upper = held[:-1], held[1:]
+    else:
+        some = torch.tensor([0.0, 1.0, 3.0, 2.0**-120, 2.0 ** FORMATS[dtype].smallest, 2.0**120], dtype=dtype)
+        lower = torch.cat([some, -some, torch.nextafter(some, torch.zeros_like(some))])
+        upper = torch.nextafter(lower, torch.full_like(lower, math.inf)).double()
+        lower = lower.double()
+    assert torch.equal(judging.gap(lower, math.inf, FORMATS[dtype]), upper - lower)
+    assert torch.equal(judging.gap(upper, -math.inf, FORMATS[dtype]), upper - lower)
 
 
 def test_a_value_that_was_not_written_is_no_sample():

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from common import FLOAT8, name_of
 
 import fastinit
 from fastinit import cli, doctor, engines, flags
@@ -17,6 +18,7 @@ from fastinit.cli import main
 
 LINEAR = ["compare", "torch.nn:Linear", "--set", "in_features=64", "out_features=96", "--repeat", "1"]
 MODULE = """
+import fastinit
 import torch
 from torch import nn
 from torch.nn.init import trunc_normal_
@@ -33,6 +35,16 @@ class Block(nn.Module):
     def reset_parameters(self):
         trunc_normal_(self.weight, std=0.02, a=-0.04, b=0.04)
         nn.init.orthogonal_(self.turn)
+
+class Narrow(nn.Module):
+    def __init__(self, dtype):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(300, 200, dtype=dtype))
+        self.scale = nn.Parameter(torch.empty(200, dtype=dtype))
+
+    def reset_parameters(self):
+        fastinit.xavier_normal_(self.weight)
+        nn.init.ones_(self.scale)
 
 class Moody(nn.Linear):
     def reset_parameters(self):
@@ -84,6 +96,7 @@ def test_compare_prints_a_row_a_group_and_the_totals(capsys):
         r"peak extra memory: torch ([\d.]+ MiB|n/a), fastinit ([\d.]+ MiB|n/a)$", shown, re.MULTILINE,
     )  # fmt: skip
     assert "reset_parameters law" not in shown
+    assert "float8" not in shown
 
 
 def test_compare_on_a_narrow_terminal_has_two_tables_and_loses_no_number(capsys, monkeypatch):
@@ -107,6 +120,16 @@ def test_compare_of_a_module_in_the_current_folder(capsys, module_here):
     assert "1 parameter has no reset_parameters law, left as constructed" in shown
 
 
+@pytest.mark.parametrize("dtype", FLOAT8, ids=name_of)
+def test_compare_of_float8_puts_rounded_float32_on_torchs_side(capsys, module_here, dtype):
+    command = ["compare", f"{module_here}:Narrow", "--set", f"dtype={dtype}", "--repeat", "1"]
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert re.search(rf"xavier_normal_ +1 x \(300, 200\) .* 0\.00\d+ ✓ +0\.00\d+ ✓ *\n {name_of(dtype)} +60,000", shown)
+    assert re.search(rf"ones_ +1 x \(200,\) .* - +- *\n {name_of(dtype)} +200 elements +0 +0 ", shown)
+    assert "torch draws no float8: its samples there are float32 ones, rounded by a copy" in shown
+
+
 def test_compare_fails_with_a_wrong_law(capsys, monkeypatch):
     draw = fastinit.init.normal_
     monkeypatch.setattr(fastinit.init, "normal_", lambda tensor, mean, std: draw(tensor, mean + 0.1, std))
@@ -117,11 +140,11 @@ def test_compare_fails_with_a_wrong_law(capsys, monkeypatch):
 def test_compare_says_that_the_slow_engine_draws(capsys, monkeypatch):
     real = engines.load
     monkeypatch.setattr(engines, "load", lambda name: "no [numba] today" if name == "cpu" else real(name))
-    engines._default.cache_clear()
+    engines.substitute.cache_clear()
     try:
         assert main(LINEAR) == 0
     finally:
-        engines._default.cache_clear()
+        engines.substitute.cache_clear()
     assert "its CPU engine does not work here, plain torch operations draw: no [numba] today" in capsys.readouterr().out
 
 
@@ -280,10 +303,11 @@ def test_doctor_reads_assembly(assembly, width):
 
 def test_warmup_covers_every_kind_of_the_arithmetic():
     kernels = cli.every_kernel()
-    assert len(kernels) == len(set(kernels)) == (7 * 4 + 1) * 2
+    # Seven kinds in six dtypes, one more in the four that are rounded to, and words.
+    assert len(kernels) == len(set(kernels)) == (7 * 6 + 4 + 1) * 2
     kinds = {kind for kind, *_ in kernels}
     assert kinds == {
-        "words", "uniform", "uniform_tiny", "normal",
+        "words", "uniform", "uniform_inside", "uniform_tiny", "normal",
         "truncated_central", "truncated_wide", "truncated_narrow", "truncated_tail",
     }  # fmt: skip
 

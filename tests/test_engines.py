@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from common import CASE_IDS, CASES, ENGINES, LAWS, bits, name_of, same_bits
+from common import CASE_IDS, CASES, ENGINES, FLOAT8, FLOATS, LAWS, bits, name_of, same_bits
 
 from fastinit import Stream, engines
+from fastinit.judging import held_bounds
 from fastinit.kernels.engine import Draw, Engine
 from fastinit.laws import Normal, TruncNormal, Uniform
 
@@ -163,6 +164,20 @@ def test_cpu_equals_the_reference_over_many_words(law_name, law, dtype):
     assert same_bits(drawn("cpu", law, dtype, count=count), drawn("reference", law, dtype, count=count))
 
 
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16], ids=name_of)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=name_of)
+@pytest.mark.parametrize("name", ENGINES)
+def test_torchs_default_dtype_does_not_show(name, dtype, default):
+    expected = {law_name: drawn("reference", law, dtype) for law_name, law in LAWS.items()}
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(default)
+        for law_name, law in LAWS.items():
+            assert same_bits(drawn(name, law, dtype), expected[law_name]), law_name
+    finally:
+        torch.set_default_dtype(before)
+
+
 def test_comparison_of_engines_can_fail():
     """The twin: another seed, and one bit of one element, are seen."""
     law, dtype = CASES[0][1], torch.float32
@@ -173,16 +188,13 @@ def test_comparison_of_engines_can_fail():
     assert not same_bits(a, b)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("law_name", ["uniform", "normal"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, *FLOAT8], ids=name_of)
+@pytest.mark.parametrize("law_name", ["uniform", "uniform_inside", "normal"])
 def test_half_samples_are_the_float32_samples_rounded(law_name, dtype):
-    """A float32 master copy can be drawn from the same stream (where rounding crosses no bound)."""
+    """A float32 master copy can be drawn from the same stream (where rounding crosses a bound, it stops there)."""
     law = LAWS[law_name]
     half, full = drawn("cpu", law, dtype, count=4096), drawn("cpu", law, torch.float32, count=4096)
-    held = full.to(dtype)
-    inside = held < 1.5 if law_name == "uniform" else torch.ones_like(held, dtype=torch.bool)
-    assert inside.sum() > 4000
-    assert same_bits(half[inside], held[inside])
+    assert same_bits(half, full.clamp(*held_bounds(law, dtype)).to(dtype))
 
 
 def test_stream_seed_and_id_all_count():
@@ -200,11 +212,12 @@ def test_streams_of_one_seed_are_uncorrelated():
     assert abs(correlation) < 4 / 2**9  # four standard errors
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=name_of)
+@pytest.mark.parametrize("dtype", [dtype for dtype in FLOATS if dtype is not torch.float64], ids=name_of)
 @pytest.mark.parametrize(
     "law",
     [
         Normal(0.0, 3e38),
+        Normal(0.0, 300.0),  # beyond float8_e4m3fn's greatest number
         Normal(1e-40, 1e-42),
         Uniform(0.0, 1e-38),
         Uniform(-3e38, 3e36),

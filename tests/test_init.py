@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.init as torch_init
-from common import same_bits
+from common import FLOAT8, FLOATS, name_of, same_bits
 
 import fastinit
 import fastinit.init as init
@@ -101,7 +101,7 @@ def outcome(function, tensor, *arguments, **keywords):
             error = None
         except Exception as raised:
             error = (type(raised), str(raised))
-            assert torch.equal(before.nan_to_num(7.0), tensor.detach().nan_to_num(7.0)), "changed by a call that failed"
+            assert same_bits(before, tensor.detach()), "changed by a call that failed"
     return error, [(w.category, str(w.message)) for w in caught]
 
 
@@ -126,26 +126,27 @@ BAD_CALLS = [
 
 
 BAD_SHAPES = [(4, 4), (4,), (), (4, 4, 3), (0, 4), (4, 0, 3), (0, 0)]
+BAD_PLACES = [(shape, torch.float32) for shape in BAD_SHAPES] + [((4, 4), dtype) for dtype in FLOAT8]
 BAD_CASES = [
-    (name, arguments, shape)
+    (name, arguments, shape, dtype)
     for name, arguments in BAD_CALLS
-    for shape in BAD_SHAPES
+    for shape, dtype in BAD_PLACES
     # torch writes the tensor before it looks at gain; see test_orthogonal_gain
     if not (name == "orthogonal_" and len(shape) >= 2 and 0 not in shape)
 ]
 
 
-@pytest.mark.parametrize(("name", "arguments", "shape"), BAD_CASES, ids=str)
-def test_bad_calls_fail_in_torchs_words(name, arguments, shape):
-    theirs = outcome(getattr(torch_init, name), torch.full(shape, 7.0), *arguments)
-    ours = outcome(getattr(init, name), torch.full(shape, 7.0), *arguments)
+@pytest.mark.parametrize(("name", "arguments", "shape", "dtype"), BAD_CASES, ids=str)
+def test_bad_calls_fail_in_torchs_words(name, arguments, shape, dtype):
+    theirs = outcome(getattr(torch_init, name), torch.full(shape, 7.0, dtype=dtype), *arguments)
+    ours = outcome(getattr(init, name), torch.full(shape, 7.0, dtype=dtype), *arguments)
     if theirs[0] is not None and theirs[0][0] is ZeroDivisionError:
         assert ours[0][0] is ZeroDivisionError
     else:
         assert ours == theirs
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [dtype for dtype in FLOATS if dtype is not torch.float32], ids=name_of)
 @pytest.mark.parametrize("bounds", [(0.0, 70000.0), (-65000.0, 65000.0), (-1e300, 1e300), (0.0, 1e39), (0.0, inf)])
 def test_bounds_beyond_a_dtype_fail_in_torchs_words(bounds, dtype):
     theirs = outcome(torch_init.uniform_, torch.full((9,), 7.0, dtype=dtype), *bounds)
@@ -210,7 +211,7 @@ def test_warnings_are_torchs_and_point_at_the_caller():
         assert ours[0].filename == __file__
 
 
-@pytest.mark.parametrize("dtype", [torch.complex64, torch.int64, torch.bool, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int64, torch.bool, torch.float8_e4m3fnuz], ids=str)
 @pytest.mark.parametrize("name", DRAWING)
 def test_other_dtypes_are_torchs_business(name, dtype):
     def result(function, **keywords):
@@ -225,6 +226,20 @@ def test_other_dtypes_are_torchs_business(name, dtype):
     assert result(getattr(init, name)) == result(getattr(torch_init, name))
     with pytest.raises(RuntimeError, match="fast=True cannot be kept: the stream contract does not cover"):
         call(lambda t, *a: getattr(init, name)(t, *a, fast=True), name, torch.ones(4, 4).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", FLOAT8, ids=name_of)
+@pytest.mark.parametrize("name", DRAWING)
+def test_float8_is_drawn_here_and_where_it_is_left_to_torch_the_error_is_torchs(name, dtype):
+    """torch.nn.init draws no float8. A subclass that wants to see torch's calls gets torch's error, too."""
+    arguments = ARGUMENTS.get(name, ())
+    tensor = torch.full((4, 4), 7.0, dtype=dtype)
+    theirs = outcome(getattr(torch_init, name), tensor, *arguments)
+    assert theirs[0][0] is NotImplementedError
+    assert outcome(getattr(init, name), tensor, *arguments, fast=False) == theirs
+    assert error_of(getattr(init, name), tensor.as_subclass(Recording), *arguments) == theirs[0]
+    assert getattr(init, name)(tensor, *arguments, fast=True) is tensor
+    assert len({*tensor.double().flatten().tolist()}) > 4
 
 
 @pytest.mark.parametrize("name", [*DRAWING, "constant_", "ones_", "zeros_", "eye_", "dirac_"])

@@ -9,15 +9,16 @@ import mpmath
 import numpy as np
 import pytest
 import torch
-from common import FLOATS, LAWS, name_of
+from common import FLOAT8, FLOATS, LAWS, bits, every_number, name_of
 from hypothesis import given, strategies as st
 from scipy import special, stats
 
 from fastinit import gaussian
-from fastinit.floats import FORMATS, at_least, at_most, below, nearest
+from fastinit.floats import at_least, at_most, below, nearest
 from fastinit.kernels import coefficients
 from fastinit.kernels.engine import SERIES_AFTER
-from fastinit.kernels.reference import ARITHMETIC
+from fastinit.kernels.formats import FORMATS
+from fastinit.kernels.reference import ARITHMETIC, rounded
 from fastinit.laws import Normal, TruncNormal, Uniform, Words
 
 floats = st.floats(allow_nan=False, allow_infinity=False, width=64)
@@ -31,6 +32,8 @@ def half_at(place: int) -> float:
 
 def numbers_near(x: float, dtype: torch.dtype) -> list[float]:
     """All numbers of `dtype` around x, by torch."""
+    if dtype in FLOAT8:  # all there are, and what lies beyond the greatest
+        return [-math.inf, *every_number(dtype).unique().tolist(), math.inf]
     held = torch.tensor(x, dtype=torch.float64).to(dtype)
     if dtype is torch.float16:  # torch has no nextafter for it
         pattern = held.view(torch.int16).item()
@@ -66,6 +69,8 @@ def test_ends_of_a_dtype():
     assert nearest(1e39, torch.float32) == math.inf
     assert below(0.0, torch.float32) == -(2.0**-149)
     assert below(1.0, torch.float32) == 1 - 2.0**-24
+    assert (at_most(math.inf, torch.float8_e4m3fn), at_least(-1e9, torch.float8_e5m2)) == (448.0, -57344.0)
+    assert (below(448.0, torch.float8_e4m3fn), below(0.0, torch.float8_e4m3fn)) == (416.0, -(2.0**-9))
     for dtype in FLOATS:
         assert FORMATS[dtype].greatest == torch.finfo(dtype).max
         assert math.ldexp(1.0, FORMATS[dtype].smallest) == torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
@@ -218,30 +223,33 @@ def test_normal_quantile_is_within_4e_7(part):
     assert np.abs(got - exact).max() < 4e-7
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=name_of)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, *FLOAT8], ids=name_of)
 def test_rounding_to_half_precision_in_integers_is_ieee(dtype):
-    """Every pattern near each of the 2^16 half numbers, and a spread of all float32: against torch's conversion."""
-    spread = np.arange(0, 2**32, 65521 // 16, dtype=np.uint64).astype(np.uint32)
-    middles = (np.arange(2**16, dtype=np.uint64) << np.uint64(16)).astype(np.uint32)
-    if dtype is torch.float16:
-        halves = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype).float().numpy()
-        middles = np.concatenate(
-            [middles, halves.view(np.uint32), (halves * 1.00048828125).astype(np.float32).view(np.uint32)]
-        )
+    """Around each number of the dtype, each tie between two and each of the 2^16 tops of a float32; a spread of all."""
+    numbers = every_number(dtype).unique()  # -0 is among the spread
+    beyond = 2 * numbers[-1] - numbers[-2]  # from halfway there numbers overflow
+    ties = torch.cat([numbers[1:] + numbers[:-1], numbers[-1:] + beyond, -numbers[-1:] - beyond]) / 2
+    marks = torch.cat([numbers, ties]).float().numpy().view(np.uint32)
+    tops = (np.arange(2**16, dtype=np.uint64) << np.uint64(16)).astype(np.uint32)
     around = [
-        (middles.astype(np.int64) + shift).astype(np.uint32) for shift in (-0x8000, -1, 0, 1, 0x7FFF, 0x8000, 0x8001)
+        (np.concatenate([marks, tops]).astype(np.int64) + shift).astype(np.uint32)
+        for shift in (-0x8000, -1, 0, 1, 0x7FFF, 0x8000, 0x8001)
     ]
-    patterns = np.concatenate([spread, *around])
-    values = patterns.view(np.float32)
+    spread = np.arange(0, 2**32, 65521 // 16, dtype=np.uint64).astype(np.uint32)
+    values = np.concatenate([spread, *around]).view(np.float32)
     values = values[~np.isnan(values)]
-    bound = ARITHMETIC[32]
+    assert np.isinf(values).any()
     with np.errstate(over="ignore"):
-        rounding = bound.round_to_bfloat16 if dtype is torch.bfloat16 else bound.round_to_float16
-        got = torch.from_numpy(rounding(values).astype(np.uint16).view(np.int16))
-    expected = torch.from_numpy(values).to(dtype).view(torch.int16)
-    assert torch.equal(got, expected)
-    nan = np.array([np.nan, -np.nan], np.float32)
-    assert torch.from_numpy(rounding(nan).astype(np.uint16).view(np.int16)).view(dtype).isnan().all()
+        got = rounded(values, dtype)
+        nan = rounded(np.array([np.nan, -np.nan], np.float32), dtype)
+    held = torch.from_numpy(values)
+    if dtype is torch.float8_e4m3fn:  # it has no infinity: older torch makes a nan of what is too great
+        held = held.clamp(-448.0, 448.0)
+    assert torch.equal(bits(got), bits(held.to(dtype)))
+    assert nan.isnan().all()
+    # The twin: one step of one number is seen.
+    bits(got)[1] ^= 1
+    assert not torch.equal(bits(got), bits(held.to(dtype)))
 
 
 def test_parameters_are_numbers_of_the_working_precision():
