@@ -20,6 +20,8 @@ import torch
 from . import CONTRACT, __version__, engines, flags
 from .kernels import pages
 from .kernels.engine import Engine
+from .kernels.formats import FORMATS
+from .laws import EVERY_KIND
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,6 +63,7 @@ def examine(console: Console) -> None:
     cache = cache_found() if cpu is None else None
     section(console, "versions", versions())
     section(console, "engines", engine_facts())
+    section(console, "GPUs", gpu_facts())
     section(console, "processor", processor_facts(processor, cpu))
     section(console, "memory and settings", setting_facts(cache))
     found = hints(cpu, processor, cache)
@@ -117,7 +120,32 @@ def engine_facts() -> Facts:
 
 
 def state(engine: Engine | str) -> str:
-    return f"does not work: {engine}" if isinstance(engine, str) else "works"
+    if isinstance(engine, str):
+        return f"does not work: {engine}"
+    return "loads; there is no GPU here to run it" if engine.name == "gpu" and not gpus() else "works"
+
+
+def gpus() -> list[torch.device]:
+    return [
+        torch.device(kind, index)
+        for kind in engines.GPUS
+        if (module := getattr(torch, kind, None)) is not None and module.is_available()
+        for index in range(module.device_count())
+    ]
+
+
+def gpu_facts() -> Facts:
+    """What each GPU is, and what the engine's trial found there: every law in every dtype against the reference.
+
+    Takes a minute the first time, for the kernels to be compiled.
+    """
+    facts = []
+    for device in gpus():
+        name = getattr(torch, device.type).get_device_name(device)
+        pairs = [(law, dtype) for dtype in FORMATS for law in EVERY_KIND]
+        found = {why for law, dtype in pairs if (why := engines.problem(device, dtype, law.parameters(dtype)))}
+        facts.append((str(device), f"{name}: {'; '.join(sorted(found)) or 'all laws give the right bits'}"))
+    return facts or [("none", "torch sees no GPU")]
 
 
 def who_serves() -> str:
@@ -235,6 +263,8 @@ def hints(problem: str | None, processor: Processor, cache: Cache | None) -> lis
             "the CPU engine does not work, so plain torch operations draw, the same bits far slower: "
             "pip install --force-reinstall numba"
         )
+    if gpus() and isinstance(gpu := engines.load("gpu"), str):
+        found.append(f"the GPU engine does not work, so plain torch operations draw there: {gpu}")
     if processor.fused is False:
         found.append("the processor has no fused multiply-add (FMA): each one becomes a call of a library")
     if threads == 1 < available:

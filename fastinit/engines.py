@@ -1,27 +1,32 @@
-"""The engines that work here, loaded when they are first asked for."""
+"""The engines that work here, loaded when they are first asked for, and which of them draws into a tensor."""
 
 from __future__ import annotations
 
 import functools
+import importlib
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .flags import forced_engine
 from .kernels.engine import Draw, Engine, parts, row_major
+from .laws import Parameters
 
+CLASSES = {"reference": "ReferenceEngine", "cpu": "CpuEngine", "gpu": "GpuEngine", "eager": "EagerEngine"}
 # What an engine must draw before it is trusted: Philox of counter 0 and key 0 (Random123's known answers).
 KNOWN_WORDS = (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)
 STAGING = 1 << 22  # elements that the CPU draws at a time for a device without an engine
+GPUS = ("cuda", "xpu")  # ROCm's devices call themselves cuda, too
 
 
 @functools.cache
 def load(name: str) -> Engine | str:
     """The engine, or the reason why it does not work here."""
     try:
-        engine = _imported(name)
+        engine: Engine = getattr(importlib.import_module(f".kernels.{name}", __package__), CLASSES[name])()
         if engine.why_not(torch.device("cpu"), torch.int32) is None:
             words = torch.empty(64, dtype=torch.int32, device="cpu")
             engine.fill(words, Draw("words", (), 0, 0), 0, None)
@@ -33,30 +38,14 @@ def load(name: str) -> Engine | str:
         return f"{type(error).__name__}: {error}"
 
 
-def _imported(name: str) -> Engine:
-    if name == "reference":
-        from .kernels.reference import ReferenceEngine
-
-        return ReferenceEngine()
-    if name == "cpu":
-        from .kernels.cpu import CpuEngine
-
-        return CpuEngine()
-    if name == "eager":
-        from .kernels.eager import EagerEngine
-
-        return EagerEngine()
-    raise NotImplementedError(f"this version has no {name} engine")
-
-
 class StagedEngine:
-    """The CPU engine for a device that has none: drawn part by part in a buffer, then copied."""
+    """An engine of the CPU for a device that has none: drawn part by part in a buffer, then copied."""
 
-    name = "cpu"
     compiled = False
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self.name = engine.name
 
     def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
         return self.engine.why_not(torch.device("cpu"), dtype)
@@ -70,53 +59,119 @@ class StagedEngine:
             part.copy_(buffer)
 
 
+# What the GPU engine was found to do, by device, law and dtype: why it must not be trusted, or None.
+trials: dict[tuple[str, str, torch.dtype], str | None] = {}
+
+
+def trial(device: torch.device, dtype: torch.dtype, law: Parameters) -> str | None:
+    """Why the GPU engine must not draw this law on this device, found out once: it is compared with the reference.
+
+    Nobody has run its kernels on every GPU. A few thousand elements, some milliseconds after the kernels are
+    compiled; it waits for the device, and so is put off while a graph is being captured.
+    """
+    kind, parameters = law
+    place = (str(device), kind, dtype)
+    if place in trials:
+        return trials[place]
+    engine, reference = load("gpu"), load("reference")
+    if isinstance(engine, str) or isinstance(reference, str):
+        return f"{engine if isinstance(engine, str) else reference}"
+    if capturing(device):
+        return None
+    draw = Draw(kind, parameters, 0x243F6A8885A308D3, 0x13198A2E03707344)
+    try:
+        drawn, first = engine.sample(device, dtype, draw)  # type: ignore[attr-defined]
+        expected = torch.empty(drawn.shape, dtype=dtype, device="cpu")
+        reference.fill(expected, draw, first, None)
+        same = torch.equal(drawn.cpu().view(torch.uint8), expected.view(torch.uint8))
+        trials[place] = None if same else wrong_bits(device, dtype, kind)
+    except Exception as error:  # a compiler or a driver can raise anything
+        trials[place] = f"{type(error).__name__}: {error}"
+    return trials[place]
+
+
+def wrong_bits(device: torch.device, dtype: torch.dtype, kind: str) -> str:
+    return (
+        f"its {kind} kernel for {str(dtype).removeprefix('torch.')} gave other bits on {device} than the reference; "
+        "please report this with what `fastinit doctor` prints"
+    )
+
+
+def capturing(device: torch.device) -> bool:
+    """Whether the device's current stream records a graph instead of running."""
+    module: Any = getattr(torch, device.type)
+    return hasattr(module, "is_current_stream_capturing") and bool(module.is_current_stream_capturing())
+
+
+def problem(device: torch.device, dtype: torch.dtype, law: Parameters | None) -> str | None:
+    """Why no compiled engine draws on this device; None if one does."""
+    if device.type not in ("cpu", *GPUS):
+        return f"there is no compiled engine for {device.type} tensors"
+    engine = load("cpu" if device.type == "cpu" else "gpu")
+    if isinstance(engine, str):
+        return engine
+    return None if law is None or device.type == "cpu" else trial(device, dtype, law)
+
+
 @functools.cache
-def _default(device_type: str) -> Engine:
-    """The engine for a device when nobody asks for one by name."""
-    cpu = load("cpu")
-    if not isinstance(cpu, str):
-        return cpu if device_type == "cpu" else StagedEngine(cpu)
-    eager = load("eager")
+def substitute(device_type: str) -> Engine:
+    """Who draws where no compiled engine does: the same bits, slower."""
+    eager, cpu = load("eager"), load("cpu")
+    if device_type not in ("cpu", *GPUS) and not isinstance(cpu, str):
+        return StagedEngine(cpu)
     if isinstance(eager, str):
         raise RuntimeError(f"no engine works: {eager}")
     return eager if eager.why_not(torch.device(device_type), torch.float32) is None else StagedEngine(eager)
 
 
-_told = False
+_told: set[str] = set()
 
 
-def tell_once(reason: str) -> None:
+def tell_once(device_type: str, reason: str) -> None:
     """The one warning of a process that draws without a compiled engine."""
-    global _told
-    if not _told:
-        _told = True  # before the warning, which may be made an error: the next call shall work
+    which = "CPU" if device_type not in GPUS else "GPU"
+    if which not in _told:
+        _told.add(which)  # before the warning, which may be made an error: the next call shall work
         warnings.warn(
             "fastinit draws with plain torch operations (same bits, slower): "
-            f"its CPU engine does not work here: {reason}",
+            f"its {which} engine does not work here: {reason}",
             RuntimeWarning,
-            stacklevel=6,  # past choose, fill and the two functions of init
+            stacklevel=7,  # past this file, fill and the two functions of init
         )
 
 
-def choose(tensor: Tensor, fast: bool | None) -> Engine:
+def choose(tensor: Tensor, fast: bool | None, law: Parameters | None = None) -> Engine:
     """The engine that draws into `tensor`: the one that `use_engine` names, else the device's own.
 
-    Raises `RuntimeError` where a named engine, or with `fast=True` any compiled one, cannot.
+    On a GPU a law is tried before it is trusted, if the caller knows it already. Raises `RuntimeError` where a named
+    engine, or with `fast=True` any compiled one, cannot.
     """
     name = forced_engine.get()
     if name is None:
-        engine = _default("cpu" if tensor.is_cpu else tensor.device.type)
-        if not fast and isinstance(cpu := load("cpu"), str):
-            tell_once(cpu)
-        if fast and not engine.compiled:
-            why = load("cpu") if tensor.is_cpu else f"there is no compiled engine for {tensor.device.type} tensors"
-            raise RuntimeError(
-                f"fast=True needs a compiled engine: {why}; leave fast=True out to have the same bits, slower"
-            )
-        return engine
+        return compiled_or_substitute(tensor, fast, law)
     found = load(name)
     if isinstance(found, str) or (reason := found.why_not(tensor.device, tensor.dtype)) is not None:
         raise RuntimeError(f"use_engine({name!r}): it cannot draw here: {found if isinstance(found, str) else reason}")
     if fast and not found.compiled:
         raise RuntimeError(f"fast=True needs a compiled engine, and use_engine({name!r}) asks for one that is not")
     return found
+
+
+def compiled_or_substitute(tensor: Tensor, fast: bool | None, law: Parameters | None) -> Engine:
+    if tensor.is_cpu and not isinstance(cpu := load("cpu"), str):  # first, and without asking anything else
+        return cpu
+    device = tensor.device
+    lacking = problem(device, tensor.dtype, law)
+    if lacking is None:
+        engine = load("gpu")
+        assert not isinstance(engine, str), "problem() has seen it work"
+        return engine
+    if fast:
+        raise RuntimeError(
+            f"fast=True needs a compiled engine: {lacking}; leave fast=True out to have the same bits, slower"
+        )
+    engine = substitute(device.type)
+    if engine.name == "eager":
+        reason = load("cpu")
+        tell_once(device.type, lacking if device.type in ("cpu", *GPUS) else str(reason))
+    return engine

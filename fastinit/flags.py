@@ -12,7 +12,7 @@ from torch import Tensor
 
 ATTRIBUTE = "_fastinit_flags"
 ENVIRONMENT = {None: None, "": None, "0": False, "1": True}
-ENGINES = ("reference", "cpu", "eager")
+ENGINES = ("reference", "cpu", "gpu", "eager")
 
 if os.environ.get("FASTINIT") not in ENVIRONMENT:
     raise ValueError(
@@ -76,7 +76,7 @@ def flag_of(tensor: Tensor) -> bool | None:
 
 @contextlib.contextmanager
 def use_engine(name: str) -> Iterator[None]:
-    """Within the context this engine draws everything: reference, cpu or eager. For tests and benchmarks.
+    """Within the context this engine draws everything: reference, cpu, gpu or eager. For tests and benchmarks.
 
     Raises `ValueError` for another name; a call that the engine cannot serve raises `RuntimeError`.
     """

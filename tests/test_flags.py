@@ -190,7 +190,7 @@ def test_use_engine_and_fast_true():
 
 
 def test_use_engine_refuses_other_names_and_ends_with_its_block():
-    with pytest.raises(ValueError, match="one of reference, cpu, eager; got 'gpu3'"), fastinit.use_engine("gpu3"):
+    with pytest.raises(ValueError, match="one of reference, cpu, gpu, eager; got 'gpu3'"), fastinit.use_engine("gpu3"):
         pass
     with pytest.raises(KeyError), fastinit.use_engine("reference"):
         raise KeyError

@@ -200,7 +200,7 @@ def test_an_engine_that_draws_wrong_words_is_not_used(monkeypatch):
             out[0] += 1
 
     engines.load.cache_clear()
-    monkeypatch.setattr(engines, "_imported", lambda name: Wrong())
+    monkeypatch.setattr(cpu, "CpuEngine", Wrong)
     assert "not the known answer" in engines.load("cpu")
     monkeypatch.undo()
     engines.load.cache_clear()

@@ -1,0 +1,167 @@
+"""Which engine a GPU's tensors get, and the trial that it stands first. Devices are stand-ins: there is none here."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import types
+import warnings
+
+import pytest
+import torch
+
+import fastinit
+from fastinit import doctor, engines
+from fastinit.laws import Normal
+
+CUDA = torch.device("cuda", 0)
+LAW = Normal(0.0, 1.0).parameters(torch.float32)
+
+
+def tensor_on(device: torch.device, dtype: torch.dtype = torch.float32):
+    """As much of a tensor as the choice of an engine looks at."""
+    return types.SimpleNamespace(is_cpu=device.type == "cpu", device=device, dtype=dtype)
+
+
+class Gpu:
+    """A GPU engine that draws with the reference, wrongly if told to; its device's memory is the CPU's."""
+
+    name, compiled = "gpu", True
+
+    def __init__(self, fault: str | None = None) -> None:
+        self.fault, self.samples = fault, 0
+
+    def why_not(self, device, dtype):
+        return None
+
+    def sample(self, device, dtype, draw):
+        self.samples += 1
+        if self.fault == "compiler":
+            raise RuntimeError("ptxas died")
+        out = torch.empty(3000, dtype=dtype)
+        engines.load("reference").fill(out, draw, 48, None)
+        if self.fault == "bits":
+            out.view(torch.uint8)[7000] ^= 1
+        return out, 48
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Installs a stand-in engine for CUDA and hands it out; call it with a fault."""
+
+    def install(fault: str | None = None, without: str | None = None):
+        engine, real = Gpu(fault), engines.load
+        monkeypatch.setattr(engines, "load", lambda name: (without or engine) if name == "gpu" else real(name))
+        return engine
+
+    monkeypatch.setattr(engines, "trials", {})
+    monkeypatch.setattr(engines, "_told", set())
+    monkeypatch.setattr(engines, "capturing", lambda device: False)
+    return install
+
+
+def test_a_gpu_that_draws_the_right_bits_is_trusted_after_one_trial(gpu):
+    engine = gpu()
+    for _ in range(3):
+        assert engines.choose(tensor_on(CUDA), None, LAW) is engine
+        assert engines.choose(tensor_on(CUDA), True, LAW) is engine
+    assert engine.samples == 1
+    assert engines.choose(tensor_on(CUDA, torch.float16), None, LAW) is engine
+    assert engines.choose(tensor_on(torch.device("cuda", 1)), None, LAW) is engine
+    assert engine.samples == 3  # each dtype and each device has its own
+    assert set(engines.trials.values()) == {None}
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"), [("bits", "gave other bits on cuda:0 .* please report this"), ("compiler", "ptxas died")]
+)
+def test_a_gpu_that_fails_its_trial_leaves_the_work_to_plain_torch(gpu, fault, words):
+    """One wrong bit in three thousand elements is seen."""
+    engine = gpu(fault)
+    with pytest.warns(RuntimeWarning, match=f"its GPU engine does not work here: .*{words}"):
+        assert engines.choose(tensor_on(CUDA), None, LAW).name == "eager"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a second one would be raised
+        assert engines.choose(tensor_on(CUDA), None, LAW).name == "eager"
+    with pytest.raises(RuntimeError, match=f"fast=True needs a compiled engine: .*{words}"):
+        engines.choose(tensor_on(CUDA), True, LAW)
+    assert engine.samples == 1
+
+
+def test_a_trial_is_put_off_while_a_graph_is_captured(gpu, monkeypatch):
+    engine = gpu("bits")
+    monkeypatch.setattr(engines, "capturing", lambda device: True)
+    assert engines.choose(tensor_on(CUDA), None, LAW) is engine
+    assert engine.samples == 0
+    monkeypatch.setattr(engines, "capturing", lambda device: False)
+    with pytest.warns(RuntimeWarning, match="other bits"):
+        assert engines.choose(tensor_on(CUDA), None, LAW).name == "eager"
+
+
+def test_without_triton_a_gpu_has_plain_torch_operations(gpu):
+    gpu(without="ImportError: no triton")
+    with pytest.warns(RuntimeWarning, match="its GPU engine does not work here: ImportError: no triton"):
+        assert engines.choose(tensor_on(CUDA), None, LAW).name == "eager"
+    with pytest.raises(RuntimeError, match="fast=True needs a compiled engine: ImportError: no triton; leave"):
+        engines.choose(tensor_on(CUDA), True)
+
+
+def test_a_device_without_an_engine_is_staged(gpu):
+    gpu()
+    engine = engines.choose(tensor_on(torch.device("mps")), None, LAW)
+    assert type(engine) is engines.StagedEngine
+    assert not engine.compiled
+    with pytest.raises(RuntimeError, match="there is no compiled engine for mps tensors"):
+        engines.choose(tensor_on(torch.device("mps")), True, LAW)
+
+
+def test_fill_tells_the_choice_which_law_it_is(gpu, monkeypatch):
+    """Not before the generator would be asked: a refused call draws nothing from it."""
+    seen = []
+    choose = engines.choose
+    monkeypatch.setattr(engines, "choose", lambda *arguments: seen.append(arguments[1:]) or choose(*arguments))
+    fastinit.normal_(torch.empty(4), std=2.0, fast=True)
+    assert seen == [(True,), (True, ("normal", (0.0, 2.0)))]
+
+
+def test_the_gpu_engine_refuses_memory_of_the_cpu():
+    pytest.importorskip("triton", reason="needs Triton")
+    with fastinit.use_engine("gpu"), pytest.raises(RuntimeError, match="it writes to memory of a GPU, not of cpu"):
+        fastinit.normal_(torch.empty(4))
+
+
+def test_the_doctor_shows_the_trials(gpu, monkeypatch):
+    monkeypatch.setattr(doctor, "gpus", lambda: [CUDA])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Stand-in 9000")
+    gpu()
+    assert doctor.gpu_facts() == [("cuda:0", "Stand-in 9000: all laws give the right bits")]
+    assert len(engines.trials) > 40
+    engines.trials.clear()
+    gpu("compiler")
+    assert doctor.gpu_facts() == [("cuda:0", "Stand-in 9000: RuntimeError: ptxas died")]
+    monkeypatch.undo()
+    assert doctor.gpu_facts() == [("none", "torch sees no GPU")]
+
+
+WITHOUT_TRITON = """
+import sys, warnings
+warnings.simplefilter("error")
+sys.modules["triton"] = None
+import torch, fastinit
+fastinit.normal_(torch.empty(3))
+from fastinit import engines, doctor
+assert "triton" in engines.load("gpu"), engines.load("gpu")
+assert dict(doctor.engine_facts())["gpu"].startswith("does not work: ModuleNotFoundError")
+"""
+
+
+def test_a_machine_without_triton_hears_nothing_of_it():
+    run = subprocess.run([sys.executable, "-c", WITHOUT_TRITON], capture_output=True, text=True)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+
+
+def test_importing_the_engine_without_a_driver_is_silent():
+    pytest.importorskip("triton", reason="needs Triton")
+    code = "import fastinit.kernels.gpu, sys; assert 'fastinit.kernels.tiles' in sys.modules"
+    run = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")

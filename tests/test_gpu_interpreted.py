@@ -1,0 +1,33 @@
+"""The GPU engine's kernels run by Triton's interpreter, against the reference, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from common import CASES, FLOATS, name_of
+
+pytest.importorskip("triton", reason="needs Triton")
+SCRIPT = Path(__file__).with_name("interpreted.py")
+# How many layouts the script writes: all, and a trial, for one law or two of these dtypes, and else a few.
+LAYOUTS, FEW = 11, 3
+THOROUGH = {torch.float32: 2, torch.float64: 1, torch.bfloat16: 1}
+
+
+@pytest.mark.parametrize("dtype", [*FLOATS, torch.int32], ids=name_of)
+def test_interpreted_kernels_equal_the_reference(dtype):
+    """Every law: whole tiles, several a program, tails, odd firsts and addresses, strides, elements up to 2^62."""
+    surroundings = os.environ | {"TRITON_INTERPRET": "1"}
+    command = [sys.executable, str(SCRIPT), name_of(dtype)]
+    run = subprocess.run(command, env=surroundings, capture_output=True, text=True, timeout=500)
+    assert run.returncode == 0, run.stderr[-3000:]
+    lines = [line.split("|") for line in run.stdout.splitlines()]
+    laws = [name for name, _, other in CASES if other is dtype]
+    assert [name for name in dict.fromkeys(line[0] for line in lines) if name != "public"] == laws
+    thorough = THOROUGH.get(dtype, 0)
+    assert len(lines) == thorough * LAYOUTS + (len(laws) - thorough) * FEW + (dtype is not torch.int32)
+    assert [line for line in lines if line[3] != "same"] == []
