@@ -15,6 +15,8 @@ import triton.language as tl
 
 from .arithmetic import bind
 
+if not hasattr(triton, "knobs"):  # tuples of functions' results came with it
+    raise ImportError(f"the GPU engine needs Triton 3.4 or newer, found {triton.__version__}")
 # Whether triton.jit makes functions that run here, in NumPy (TRITON_INTERPRET=1), rather than be compiled.
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 MUL_WIDE = tl.constexpr("{.reg .b64 p; mul.wide.u32 p, $2, $3; mov.b64 {$1, $0}, p;}")
@@ -72,13 +74,24 @@ def mulhilo(a, b: tl.constexpr):
 @triton.jit
 def mulhilo_cuda(a, b: tl.constexpr):
     # In assembly, because LLVM carries the xor that follows out in 64 bits: 16 instead of 15 instructions an
-    # element for uniform, and 32.5 instead of 31.5 for normal (sm_90, `python -m bench.gpu_model`).
+    # element for uniform (sm_90, `python -m bench.gpu_model`).
     return tl.inline_asm_elementwise(MUL_WIDE, "=r,=r,r,r", [a, tl.cast(b, tl.uint32)], (tl.uint32, tl.uint32), True, 1)
 
 
 @triton.jit
-def fma(x, y, z):
+def fma_32(x, y, z):
     return tl.fma(x, y, z)
+
+
+@triton.jit
+def exact(x):
+    # Before 3.9 Triton takes a Python number through float32 on its way into an fma.
+    return x if isinstance(x, tl.tensor) else tl.full((), x, tl.float64)
+
+
+@triton.jit
+def fma_64(x, y, z):
+    return tl.fma(exact(x), exact(y), exact(z))
 
 
 @triton.jit
@@ -151,21 +164,30 @@ def maximum_cuda(x, y):
 
 
 @triton.jit
-def horner(x, coefficients):
+def horner_32(x, coefficients):
     total = tl.fma(x, coefficients[0], coefficients[1])
     for k in tl.static_range(2, len(coefficients)):
         total = tl.fma(total, x, coefficients[k])
     return total
 
 
+@triton.jit
+def horner_64(x, coefficients):
+    total = fma_64(x, coefficients[0], coefficients[1])
+    for k in tl.static_range(2, len(coefficients)):
+        total = fma_64(total, x, coefficients[k])
+    return total
+
+
 def primitives(width: int, cuda: bool) -> dict[str, Any]:
     """The arithmetic's primitives; with `cuda` some of them as PTX has them in fewer instructions."""
-    chosen = {"u32": u32, "i32": i32, "mulhilo": mulhilo, "fma": fma, "where": where, "horner": horner}
-    chosen |= {"minimum": minimum, "maximum": maximum}
+    chosen = {"u32": u32, "i32": i32, "mulhilo": mulhilo, "where": where, "minimum": minimum, "maximum": maximum}
     if width == 64:
-        chosen |= {"real": real_64, "bits": bits_64, "unbits": unbits_64, "negative": negative_64, "sqrt": sqrt_64}
+        chosen |= {"real": real_64, "bits": bits_64, "unbits": unbits_64, "negative": negative_64}
+        chosen |= {"fma": fma_64, "horner": horner_64, "sqrt": sqrt_64}
     else:
-        chosen |= {"real": real_32, "bits": bits_32, "unbits": unbits_32, "negative": negative_32, "sqrt": sqrt_32}
+        chosen |= {"real": real_32, "bits": bits_32, "unbits": unbits_32, "negative": negative_32}
+        chosen |= {"fma": fma_32, "horner": horner_32, "sqrt": sqrt_32}
         if cuda:
             chosen |= {"mulhilo": mulhilo_cuda, "sqrt": sqrt_32_cuda}
             chosen |= {"minimum": minimum_cuda, "maximum": maximum_cuda}

@@ -197,7 +197,7 @@ def prepare() -> None:
     torch.cuda.current_device = lambda: stub().device
     torch.cuda._exchange_device = torch.cuda._maybe_exchange_device = stub().exchange
     torch._C._cuda_getCurrentRawStream = lambda index: STREAM + index
-    torch.cuda.get_device_capability = lambda index: triton.runtime.driver.active.utils.get_device_capability(index)
+    torch.cuda.get_device_capability = lambda index: (9, 0)  # as stub_cuda.c says, which older Tritons do not ask
     torch.cuda.get_device_properties = lambda index: SimpleNamespace(
         multi_processor_count=triton.runtime.driver.active.utils.get_device_properties(index)["multiprocessor_count"]
     )

@@ -177,7 +177,7 @@ def two_fans(shape):
 
 
 # The default engine on every shape; the others, which have its bits (tests/test_engines.py), on fewer samples.
-PLACES = [("cpu", shape) for shape in SHAPES] + [(engine, (181, 1449)) for engine in ENGINES if engine != "cpu"]
+PLACES = [("cpu", shape) for shape in SHAPES] + [(engine, (61, 1449)) for engine in ENGINES if engine != "cpu"]
 
 
 @pytest.mark.parametrize(("engine", "shape"), PLACES, ids=str)

@@ -1,0 +1,400 @@
+"""The proof for GPUs without one: the PTX that Triton makes of every kernel, run on the machine of `ptx.py`.
+
+The engine's own code launches, so arguments, grids, masks and tails are those of a real launch. All is judged by the
+reference engine's bits, by how often each byte was written, and by the poison around.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from common import CASE_IDS, CASES, LAWS, name_of, same_bits
+
+pytest.importorskip("triton")
+
+import ptx
+from triton.backends.compiler import GPUTarget
+
+from fastinit.kernels import gpu, tiles
+from fastinit.kernels.engine import Draw, block_size, row_major
+from fastinit.kernels.formats import FORMATS, WIDTHS
+from fastinit.kernels.reference import ReferenceEngine
+from fastinit.laws import Law, Normal, TruncNormal
+
+pytestmark = pytest.mark.skipif(tiles.INTERPRETED, reason="Triton compiles nothing while it interprets")
+
+POISON = 0xA5
+FAR = 2**40 + 1
+Edit = Callable[[str], str]
+Shape = tuple[int, ...]
+
+
+# --- a GPU made of the PTX machine -------------------------------------------------------------
+
+
+@functools.cache
+def compiled(variant: gpu.Variant, arch: int, edit: Edit | None) -> ptx.Kernel:
+    text = gpu.compile_for(variant, GPUTarget("cuda", arch, 32)).asm["ptx"]
+    return ptx.parse(edit(text) if edit else text)
+
+
+def flat(argument: Any) -> list[Any]:
+    return [one for part in argument for one in flat(part)] if isinstance(argument, tuple) else [argument]
+
+
+class Gpu:
+    """A device as the engine sees it, with the memory that kernels may write to.
+
+    Its kernels are edited by `edit`, approximate with random errors from the seed `errors`, and run the blocks
+    `programs` alone if there are any.
+    """
+
+    def __init__(self) -> None:
+        self.memory = ptx.Memory()
+        self.arch, self.multiprocessors, self.errors = 90, 1, 0
+        self.edit: Edit | None = None
+        self.programs: list[int] | None = None
+        self.launches: list[tuple[str, int]] = []
+
+    def described(self) -> gpu.Device:
+        return gpu.Device("cuda", 0, GPUTarget("cuda", self.arch, 32), self.multiprocessors)
+
+    def loaded(self, variant: gpu.Variant, device: gpu.Device) -> tuple[Launcher, tuple[()]]:
+        """In place of `gpu.loaded`: a kernel of ours, and no constants for it."""
+        return Launcher(self, compiled(variant, self.arch, self.edit)), ()
+
+    def launch(self, kernel: ptx.Kernel, grid: tuple[int, int, int], *arguments: Any) -> None:
+        scratch = (0, 0)  # two pointers that Triton adds to every kernel's parameters
+        self.launches.append((kernel.name, grid[0]))
+        generator = np.random.default_rng(self.errors)
+        ptx.run(kernel, grid, flat((arguments, scratch)), self.memory, generator, self.programs)
+
+
+class Launcher(NamedTuple):
+    """In place of Triton's compiled kernel."""
+
+    device: Gpu
+    kernel: ptx.Kernel
+
+    def __getitem__(self, grid: tuple[int, int, int]) -> Callable[..., None]:
+        return functools.partial(self.device.launch, self.kernel, grid)
+
+
+@pytest.fixture
+def device(monkeypatch) -> Gpu:
+    """One that is so small that a few tiles are several programs, of several steps."""
+    made, launch_of = Gpu(), gpu.launch_of
+    monkeypatch.setattr(gpu, "launch_of", lambda target: launch_of(target)._replace(programs=2))
+    monkeypatch.setattr(gpu, "TILES_FROM", 0)
+    monkeypatch.setattr(gpu, "loaded", made.loaded)
+    monkeypatch.setattr(gpu, "made_current", lambda device: contextlib.nullcontext(made.described()))
+    return made
+
+
+# --- filling, and judging ----------------------------------------------------------------------
+
+
+class Field:
+    """A tensor of any strides amid poisoned bytes. Its element number `aligned` lies at a multiple of 16 bytes."""
+
+    def __init__(self, device: Gpu, dtype: torch.dtype, shape: Shape, strides: Shape | None, aligned: int) -> None:
+        self.dtype, self.shape, self.strides = dtype, shape, strides or row_major(shape)
+        span = 1 + sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
+        self.bytes = np.full((span + 2) * dtype.itemsize + 64, POISON, np.uint8)
+        self.start = 32 + -(self.bytes.ctypes.data + 32 + aligned * dtype.itemsize) % 16
+        self.writes = device.memory.add(self.bytes)
+        self.out = self.tensor(self.bytes)
+
+    def tensor(self, data: np.ndarray) -> torch.Tensor:
+        size = self.dtype.itemsize
+        whole = (len(data) - self.start) // size * size
+        values = torch.from_numpy(data[self.start : self.start + whole]).view(self.dtype)
+        return values.as_strided(self.shape, self.strides)
+
+    def check(self, expected: torch.Tensor) -> None:
+        mine = np.zeros_like(self.bytes)
+        ones = torch.full((*self.shape, self.dtype.itemsize), 1, dtype=torch.uint8).view(self.dtype)
+        self.tensor(mine).copy_(ones[..., 0])
+        assert np.array_equal(self.writes, mine)
+        assert (self.bytes[mine == 0] == POISON).all()
+        assert same_bits(self.out, expected)
+
+
+def draw_of(law: Law, dtype: torch.dtype) -> Draw:
+    return Draw(*law.parameters(dtype), seed=2**64 - 59, id=2**63 + 11)
+
+
+def reference(law: Law, dtype: torch.dtype, shape: Shape, first: int, steps: Shape | None = None) -> torch.Tensor:
+    out = torch.empty(shape, dtype=dtype)
+    ReferenceEngine().fill(out, draw_of(law, dtype), first, steps)
+    return out
+
+
+def check(
+    device: Gpu, law: Law, dtype: torch.dtype, shape: Shape, first: int,
+    strides: Shape | None = None, steps: Shape | None = None, aligned: int = 0,
+) -> None:  # fmt: skip
+    field = Field(device, dtype, shape, strides, aligned)
+    gpu.GpuEngine().fill(field.out, draw_of(law, dtype), first, steps)
+    field.check(reference(law, dtype, shape, first, steps))
+
+
+def filling(device: Gpu, law: Law, dtype: torch.dtype) -> gpu.Filling:
+    return gpu.Filling(device.described(), dtype, draw_of(law, dtype))
+
+
+def tile_of(device: Gpu, law: Law, dtype: torch.dtype) -> int:
+    """How many elements a whole tile has."""
+    variant = filling(device, law, dtype).variant(None)
+    return gpu.tile_rows(variant, device.described().target) * block_size(WIDTHS[dtype])
+
+
+def names(device: Gpu) -> list[str]:
+    return [name for name, _ in device.launches]
+
+
+def check_tiles_and_ends(device: Gpu, law: Law, dtype: torch.dtype) -> None:
+    tile = tile_of(device, law, dtype)
+    check(device, law, dtype, (tile - 1 + 5 * tile + 77,), FAR, aligned=tile - 1)
+
+
+# --- every law in every dtype ------------------------------------------------------------------
+
+CONTRACTIBLE = {f"{name}.{kind}" for name in ("add", "sub", "mul") for kind in ("f32", "f64")}
+every_case = pytest.mark.parametrize(("law_name", "law", "dtype"), CASES, ids=CASE_IDS)
+
+
+@every_case
+def test_tiles_between_a_head_and_a_tail(device, law_name, law, dtype):
+    """Three programs of two tiles, of which the last has one; what is left goes to the other kernel."""
+    check_tiles_and_ends(device, law, dtype)
+    assert device.launches[0] == ("fill_tiles", 3)
+    assert names(device)[1:] == ["fill_runs", "fill_runs"]
+
+
+@every_case
+def test_tiles_where_counters_carry(device, law_name, law, dtype):
+    """The counter's low word overflows from one tile to the next; and the last tile that an index can have."""
+    tile, carry = tile_of(device, law, dtype), 128 // WIDTHS[dtype] << 32
+    check(device, law, dtype, (3 * tile,), carry - 2 * tile)
+    check(device, law, dtype, (tile,), 2**63 - tile)
+    assert names(device) == ["fill_tiles", "fill_tiles"]
+
+
+@every_case
+def test_runs_of_neighbours(device, law_name, law, dtype):
+    """Contiguous, strided, and one element; the first anywhere in a block, and in a block whose counter carries."""
+    carry = 128 // WIDTHS[dtype] << 32
+    check(device, law, dtype, (900,), FAR)
+    check(device, law, dtype, (130,), 2**62 - 3, strides=(3,))
+    check(device, law, dtype, (130,), carry - 65, strides=(2,))
+    check(device, law, dtype, (1,), 37, strides=(5,))
+    assert set(names(device)) == {"fill_runs"}
+
+
+@every_case
+def test_a_box_of_a_global_tensor(device, law_name, law, dtype):
+    """Three dimensions around a run, in memory of another order and with gaps."""
+    check(device, law, dtype, (4, 3, 5, 70), FAR, (1, 284, 852, 4), row_major((9, 6, 11, 120)))
+    assert names(device) == ["fill_runs"]
+
+
+@every_case
+def test_nothing_may_be_contracted(device, law_name, law, dtype):
+    """A sum or product that says how it rounds is not ptxas's to fuse, whatever flags it gets."""
+    for outer in (None, 0, gpu.OUTER):
+        kernel = compiled(filling(device, law, dtype).variant(outer), device.arch, None)
+        assert not {step.opcode for step in kernel.instructions} & CONTRACTIBLE
+
+
+def test_more_dimensions_than_a_kernel_takes(device):
+    check(device, LAWS["normal"], torch.float32, (3, 2, 2, 2, 9), 5, (1, 300, 3, 60, 6), row_major((4, 3, 5, 3, 11)))
+    assert names(device) == len(device.launches) * ["fill_runs"] != ["fill_runs"]
+
+
+ONE_OF_A_KIND = {(law.parameters(dtype)[0], dtype): (law, dtype) for _, law, dtype in CASES}
+
+
+@pytest.mark.parametrize("arch", [80, 100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name_of)
+@pytest.mark.parametrize("kind", sorted({kind for kind, _ in ONE_OF_A_KIND}))
+def test_other_architectures(device, kind, dtype, arch):
+    if (kind, dtype) not in ONE_OF_A_KIND:
+        pytest.skip(f"no law of this kind in {name_of(dtype)}")
+    device.arch = arch
+    check_tiles_and_ends(device, *ONE_OF_A_KIND[kind, dtype])
+
+
+@pytest.mark.parametrize("arch", [80, 100])
+def test_a_box_on_other_architectures(device, arch):
+    device.arch = arch
+    check(device, LAWS["normal"], torch.bfloat16, (4, 3, 5, 70), FAR, (1, 284, 852, 4), row_major((9, 6, 11, 120)))
+
+
+@pytest.mark.parametrize("dtype", FORMATS, ids=name_of)
+def test_errors_of_the_approximate_root_do_not_show(device, dtype):
+    for device.errors in range(1, 6):
+        check(device, LAWS["normal"], dtype, (4 * tile_of(device, LAWS["normal"], dtype),), 0)
+    assert set(names(device)) == {"fill_tiles"}
+
+
+# --- far apart ---------------------------------------------------------------------------------
+
+BASE = 2**47  # where nothing needs to be, as memory is made of stretches
+
+
+def stretch(device: Gpu, address: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    data = np.full(size, POISON, np.uint8)
+    return data, device.memory.add(data, address)
+
+
+def check_stretches(found: Sequence[tuple[np.ndarray, np.ndarray]], expected: torch.Tensor) -> None:
+    assert all((writes == 1).all() for _, writes in found)
+    got = torch.from_numpy(np.concatenate([data for data, _ in found])).view(expected.dtype)
+    assert same_bits(got, expected)
+
+
+def fill_far_apart(device: Gpu, outer: list[tuple[int, int, int]]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Three neighbours 2^33 bytes apart, which is more than 32 bits can tell."""
+    starts = [k * jump for count, _, jump in outer for k in range(count)] or [0]
+    found = [stretch(device, BASE + start + (k << 33), 4) for start in starts for k in range(3)]
+    filling(device, LAWS["normal"], torch.float32).runs(BASE, FAR, 3, 1 << 33, outer)
+    return found
+
+
+@pytest.mark.parametrize("outer", [[], [(2, 100, 1 << 35)]], ids=["alone", "two runs"])
+def test_elements_far_apart(device, outer):
+    found = fill_far_apart(device, outer)
+    shape, steps = ((2, 3), (100, 1)) if outer else ((3,), None)
+    check_stretches(found, reference(LAWS["normal"], torch.float32, shape, FAR, steps).flatten())
+
+
+def fill_many_tiles(device: Gpu) -> tuple[list[tuple[np.ndarray, np.ndarray]], int]:
+    """A tensor of 2^35 bytes, of which a few programs are run; and how many elements a tile has."""
+    law, dtype = LAWS["normal"], torch.float32
+    tile, device.multiprocessors = tile_of(device, law, dtype), 2**40
+    count = (1 << 33) // tile
+    device.programs = [0, count // 3, count - 1]
+    found = [stretch(device, BASE + 4 * tile * program, 4 * tile) for program in device.programs]
+    filling(device, law, dtype).tiles(BASE, FAR // tile, count)
+    return found, tile
+
+
+def test_many_tiles(device):
+    found, tile = fill_many_tiles(device)
+    first = FAR // tile * tile
+    parts = [reference(LAWS["normal"], torch.float32, (tile,), first + program * tile) for program in device.programs]
+    check_stretches(found, torch.cat(parts))
+
+
+def test_as_many_rows_as_a_launch_may_have(device):
+    """Their numbers are 32 bits wide in the last program too."""
+    law, dtype = LAWS["uniform"], torch.bfloat16
+    block = block_size(WIDTHS[dtype])
+    length = gpu.MOST_ROWS * block - 5
+    rows = gpu.tile_rows(filling(device, law, dtype).variant(0), device.described().target)
+    device.programs = [last := (gpu.MOST_ROWS - 1) // rows]
+    start = last * rows * block
+    found = stretch(device, BASE + 2 * start, 2 * (length - start))
+    filling(device, law, dtype).runs(BASE, 0, length, 2, [])
+    assert device.launches == [("fill_runs", last + 1)]
+    check_stretches([found], reference(law, dtype, (length - start,), start))
+
+
+# --- twins: kernels that are wrong -------------------------------------------------------------
+
+
+def changed(pattern: str, replacement: str, count: int = 0) -> Edit:
+    """Edits the PTX, in which the pattern must be."""
+
+    def edit(text: str) -> str:
+        edited, found = re.subn(pattern, replacement, text, count=count)
+        assert found, pattern
+        return edited
+
+    return edit
+
+
+SWAPPED_WORD = changed(r"mov\.b64 \{(%r\d+), (%r\d+)\}, p;", r"mov.b64 {\2, \1}, p;", count=1)
+SWAPPED_STORE = changed(r"(st\.global\.v4\.b32 .*\{) (%r\d+), (%r\d+)", r"\1 \3, \2", count=1)
+# The last one, as the pattern begins greedily.
+SPLIT_FMA = changed(
+    r"(?s)\A(.*)fma\.rn\.f(32|64) \t(%rd?\d+), ([^;]*), (%rd?\d+);",
+    r"\1{.reg .b\2 product; mul.rn.f\2 product, \4; add.rn.f\2 \3, product, \5;}",
+)
+# By one part in 32, where the PTX ISA promises one in 2^22.9.
+COARSE_ROOT = changed(r"(rsqrt\.approx\.ftz\.f32 (%r\d+), %r\d+;)", r"\1 mul.rn.f32 \2, \2, 0f3F840000;")
+SHORT_PRODUCTS = changed(
+    r"(mul\.lo\.s64 \t(%rd\d+), [^;]*;)", r"{.reg .b32 low; \1 cvt.u32.u64 low, \2; cvt.s64.s32 \2, low;}"
+)
+SHORT_SHIFTS = changed(
+    r"(shl\.b64 \t(%rd\d+), [^;]*;)", r"{.reg .b32 low; \1 cvt.u32.u64 low, \2; cvt.s64.s32 \2, low;}"
+)
+
+
+def wrong(device: Gpu, law: Law, dtype: torch.dtype, count: int, edit: Edit) -> bool:
+    """Whether an edited kernel gives other bits, though it writes where it should."""
+    device.edit = edit
+    field = Field(device, dtype, (count,), None, 0)
+    gpu.GpuEngine().fill(field.out, draw_of(law, dtype), 0, None)
+    field.check(field.out)
+    return not same_bits(field.out, reference(law, dtype, (count,), 0))
+
+
+@pytest.mark.parametrize("law_name", ["uniform", "normal", "central", "wide", "narrow", "tail"])
+@pytest.mark.parametrize("edit", [SWAPPED_WORD, SWAPPED_STORE], ids=["word", "store"])
+def test_swapped_words_are_seen(device, law_name, edit):
+    law = LAWS[law_name]
+    assert wrong(device, law, torch.float32, 2 * tile_of(device, law, torch.float32), edit)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=name_of)
+@pytest.mark.parametrize(
+    "law",
+    [
+        Normal(0.1, 0.3),
+        TruncNormal(0.1, 0.3, -0.5, 0.7),
+        TruncNormal(0.1, 0.3, -1.1, 1.5),
+        TruncNormal(0.1, 100.0, -2.0, 2.3),
+        LAWS["tail"],
+    ],
+    ids=str,
+)
+def test_a_split_fma_is_seen(device, law, dtype):
+    """One instruction that rounds twice: the least that contraction, or the lack of it, can do."""
+    assert wrong(device, law, dtype, 2 * tile_of(device, law, dtype), SPLIT_FMA)
+
+
+def test_a_coarse_root_is_seen(device):
+    """So that the errors above are near enough to what matters."""
+    law = LAWS["normal"]
+    assert wrong(device, law, torch.float32, tile_of(device, law, torch.float32), COARSE_ROOT)
+
+
+def test_offsets_of_32_bits_are_seen(device):
+    device.edit = SHORT_PRODUCTS
+    for outer in ([], [(2, 100, 1 << 35)]):
+        with pytest.raises(ptx.PtxError, match="out of bounds"):
+            fill_far_apart(device, outer)
+    device.edit = SHORT_SHIFTS
+    with pytest.raises(ptx.PtxError, match="out of bounds"):
+        fill_many_tiles(device)
+
+
+def test_a_store_without_its_mask_is_seen(device):
+    device.edit = changed(r"@%p\d+ (st\.global)", r"\1")
+    with pytest.raises(ptx.PtxError, match="out of bounds"):
+        check(device, LAWS["uniform"], torch.float32, (900,), FAR)
+
+
+def test_a_kernel_that_writes_too_little_is_seen(device):
+    device.programs = [0]
+    with pytest.raises(AssertionError):
+        check(device, LAWS["uniform"], torch.float32, (900,), 0)
