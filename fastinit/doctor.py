@@ -141,10 +141,13 @@ def gpu_facts() -> Facts:
     """
     facts = []
     for device in gpus():
-        name = getattr(torch, device.type).get_device_name(device)
-        pairs = [(law, dtype) for dtype in FORMATS for law in EVERY_KIND]
-        found = {why for law, dtype in pairs if (why := engines.problem(device, dtype, law.parameters(dtype)))}
-        facts.append((str(device), f"{name}: {'; '.join(sorted(found)) or 'all laws give the right bits'}"))
+        try:
+            name = getattr(torch, device.type).get_device_name(device)
+            pairs = [(law, dtype) for dtype in FORMATS for law in EVERY_KIND]
+            found = {why for law, dtype in pairs if (why := engines.problem(device, dtype, law.parameters(dtype)))}
+            facts.append((str(device), f"{name}: {'; '.join(sorted(found)) or 'all laws give the right bits'}"))
+        except Exception as error:  # a sick device can raise anything
+            facts.append((str(device), f"does not answer: {type(error).__name__}: {error}"))
     return facts or [("none", "torch sees no GPU")]
 
 

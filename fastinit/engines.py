@@ -6,7 +6,7 @@ import functools
 import importlib
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -63,7 +63,14 @@ class StagedEngine:
 trials: dict[tuple[str, str, torch.dtype], str | None] = {}
 
 
-def trial(device: torch.device, dtype: torch.dtype, law: Parameters) -> str | None:
+class TriedEngine(Engine, Protocol):
+    """An engine that is compared with the reference before it is trusted."""
+
+    def sample(self, device: torch.device, dtype: torch.dtype, draw: Draw) -> tuple[Tensor, int]:
+        """Some thousand neighbours, drawn in every way that it has, and the first one's number."""
+
+
+def trial(engine: Engine, device: torch.device, dtype: torch.dtype, law: Parameters) -> str | None:
     """Why the GPU engine must not draw this law on this device, found out once: it is compared with the reference.
 
     Nobody has run its kernels on every GPU. A few thousand elements, some milliseconds after the kernels are
@@ -73,18 +80,20 @@ def trial(device: torch.device, dtype: torch.dtype, law: Parameters) -> str | No
     place = (str(device), kind, dtype)
     if place in trials:
         return trials[place]
-    engine, reference = load("gpu"), load("reference")
-    if isinstance(engine, str) or isinstance(reference, str):
-        return f"{engine if isinstance(engine, str) else reference}"
-    if capturing(device):
-        return None
+    reference = load("reference")
+    if isinstance(reference, str):
+        return reference
     draw = Draw(kind, parameters, 0x243F6A8885A308D3, 0x13198A2E03707344)
     try:
-        drawn, first = engine.sample(device, dtype, draw)  # type: ignore[attr-defined]
+        if capturing(device):
+            return None
+        drawn, first = cast(TriedEngine, engine).sample(device, dtype, draw)
         expected = torch.empty(drawn.shape, dtype=dtype, device="cpu")
         reference.fill(expected, draw, first, None)
         same = torch.equal(drawn.cpu().view(torch.uint8), expected.view(torch.uint8))
         trials[place] = None if same else wrong_bits(device, dtype, kind)
+    except torch.OutOfMemoryError as error:  # the next time there may be room
+        return str(error)
     except Exception as error:  # a compiler or a driver can raise anything
         trials[place] = f"{type(error).__name__}: {error}"
     return trials[place]
@@ -110,7 +119,9 @@ def problem(device: torch.device, dtype: torch.dtype, law: Parameters | None) ->
     engine = load("cpu" if device.type == "cpu" else "gpu")
     if isinstance(engine, str):
         return engine
-    return None if law is None or device.type == "cpu" else trial(device, dtype, law)
+    if (reason := engine.why_not(device, dtype)) is not None:
+        return reason
+    return None if law is None or device.type == "cpu" else trial(engine, device, dtype, law)
 
 
 @functools.cache
@@ -128,7 +139,7 @@ _told: set[str] = set()
 
 
 def tell_once(device_type: str, reason: str) -> None:
-    """The one warning of a process that draws without a compiled engine."""
+    """The one warning of a process that draws without a compiled engine, on the CPU or on a GPU."""
     which = "CPU" if device_type not in GPUS else "GPU"
     if which not in _told:
         _told.add(which)  # before the warning, which may be made an error: the next call shall work

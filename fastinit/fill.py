@@ -12,7 +12,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
 from . import engines
-from .flags import check_fast, flag_of
+from .flags import check_fast, wanted
 from .kernels.engine import Draw
 from .kernels.formats import FORMATS
 from .laws import Law
@@ -31,8 +31,8 @@ def torch_draws(target: Target, generator: torch.Generator | None, fast: bool | 
     check_source(generator, stream)
     tensor = local_of(target)
     check_fast(fast)
-    wanted = flag_of(tensor) if fast is None else fast
-    if wanted is False:
+    asked = wanted(tensor, fast)
+    if asked is False:
         reason: str | None = "fast=False asks for torch.nn.init"
     elif generator is not None and not isinstance(generator, torch.Generator):
         reason = f"{type(generator).__name__} is not a torch.Generator"
@@ -42,10 +42,10 @@ def torch_draws(target: Target, generator: torch.Generator | None, fast: bool | 
         if tensor.is_meta:  # nothing to draw: torch's own no-op
             return not isinstance(target, Shard)
         refuse_inference_write(tensor)
-        if wanted:
+        if asked:
             engines.choose(tensor, True)
         return False
-    if wanted:
+    if asked:
         raise RuntimeError(f"fast=True cannot be kept: {reason}; leave it out to fall back to torch.nn.init")
     if stream is not None or isinstance(target, Shard):
         what = "a shard" if isinstance(target, Shard) else "stream="
@@ -86,7 +86,7 @@ def outside_contract(tensor: Tensor, dtypes: tuple[torch.dtype, ...] = SAMPLED) 
         return f"it is not a plain strided tensor but {tensor.layout}{', negated lazily' if tensor.is_neg() else ''}"
     if not tensor.is_contiguous() and may_overlap(tensor):
         return "its elements may share memory"
-    if tensor.is_cpu and tensor.data_ptr() == 0 and tensor.numel():
+    if (tensor.is_cpu or tensor.device.type in engines.GPUS) and tensor.data_ptr() == 0 and tensor.numel():
         return "its memory is not allocated"
     return None
 
@@ -131,7 +131,7 @@ def fill(
     if local.is_meta:
         return target
     kind, parameters = law.parameters(local.dtype)
-    engine = engines.choose(local, fast, (kind, parameters))
+    engine = engines.choose(local, wanted(local, fast) or None, (kind, parameters))
     seed, word = (drawn_seed(generator), 0) if stream is None else (stream.seed, stream.id)
     try:
         if local.numel():

@@ -105,18 +105,18 @@ def _uniform(a: float, b: float, dtype: torch.dtype) -> Parameters:
         lowest = highest = nearest(a, dtype)
     start = at_least(a, number)
     if length > 0 and step < SMALLEST_NORMAL[width]:
-        return "uniform_tiny", (start, length, lowest, _ceiling(highest))
+        return "uniform_tiny", (start, length, lowest, _ceiling(lowest, highest))
     if lowest > start:
         return "uniform_inside", (start, step, lowest, highest)
     return "uniform", (start, step, highest)
 
 
-def _ceiling(highest: float) -> float:
-    """An upper bound of 0 as negative zero, below which tiny samples may round.
+def _ceiling(lowest: float, highest: float) -> float:
+    """The upper bound, an upper bound of 0 as negative zero if tiny samples may round to one.
 
     The arithmetic's minimum takes the bound on a tie, a GPU's takes negative zero: this way they agree.
     """
-    return highest or -0.0
+    return -0.0 if lowest < 0 == highest else highest
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def _truncated(law: TruncNormal, dtype: torch.dtype) -> Parameters:
     lowest, highest = at_least(law.a, dtype), at_most(law.b, dtype)
     if lowest > highest:  # no number of this dtype in [a, b]
         lowest = highest = nearest(max(law.a, min(law.centre, law.b)), dtype)
-    highest = _ceiling(highest)
+    highest = _ceiling(lowest, highest)
     reach = REACH[width] * law.scale
     if lowest <= nearest(law.centre - reach, dtype) and nearest(law.centre + reach, dtype) <= highest:
         return Normal(law.centre, law.scale).parameters(dtype)

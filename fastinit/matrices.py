@@ -8,6 +8,7 @@ import torch
 from torch import Generator
 
 from .fill import fill
+from .flags import wanted
 from .kernels.formats import FORMATS
 from .laws import Law, Normal, Words
 from .regions import Shard, Target, local_of, shard
@@ -26,7 +27,7 @@ def orthogonal(target: T, gain: float, generator: Generator | None, fast: bool |
     matrix = torch.empty(
         rows, target.numel() // rows, dtype=torch.float32 if half else local.dtype, device=local.device
     )
-    fill(matrix, Normal(0.0, 1.0), generator, fast=fast, stream=stream)
+    fill(matrix, Normal(0.0, 1.0), generator, fast=wanted(local, fast), stream=stream)
     tall = matrix if rows >= matrix.shape[1] else matrix.t()
     with torch.no_grad():
         q, r = torch.linalg.qr(tall)
@@ -52,7 +53,12 @@ def sparse(target: T, zeros: int, law: Law, generator: Generator | None, fast: b
         width = min(step, local.shape[1] - start)
         # Whole columns, whatever rows the shard has: which words of a column are smallest hangs on all of them.
         words = torch.empty(rows, width, dtype=torch.int32, device=local.device)
-        fill(shard(words, (rows, columns), (0, left + start)), Words(), fast=fast, stream=stream.child("zeros"))
+        fill(
+            shard(words, (rows, columns), (0, left + start)),
+            Words(),
+            fast=wanted(local, fast),
+            stream=stream.child("zeros"),
+        )
         order = (words ^ -(1 << 31)).t().argsort(dim=1, stable=True)  # the sign bit turned: words as unsigned numbers
         chosen = torch.zeros(width, rows, dtype=torch.bool, device=local.device)
         chosen.scatter_(1, order[:, :zeros], True)

@@ -93,7 +93,10 @@ def parts(out: torch.Tensor, first: int, steps: Sequence[int], limit: int) -> It
 
 
 class Runs(NamedTuple):
-    """A tensor's memory as stretches of neighbours in the global tensor; and the dimensions around them."""
+    """A tensor's memory as stretches of neighbours in the global tensor; and the dimensions around them.
+
+    `stride` is in bytes; `outer` has each dimension's count, its step in elements of the stream and in bytes of memory.
+    """
 
     length: int
     stride: int

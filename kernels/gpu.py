@@ -6,7 +6,6 @@ import contextlib
 import functools
 import math
 from collections.abc import Iterator, Sequence
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -33,17 +32,17 @@ SHORT = {"words", "uniform", "uniform_inside", "uniform_tiny", "normal"}
 
 
 class Launch(NamedTuple):
-    """How a kernel is cut up.
+    """How a kernel is cut up. Modelled, not measured: figures are of sm_90, from `python -m bench.gpu_model`.
 
     warps: of a block. Nothing is shared between threads, so more than 4 (128 threads) would only make the tiles, and
         so the ragged ends, larger.
-    counters: what a thread draws at a time (twice as many for short laws). Fewer leave more loop around the
-        arithmetic: 4 for uniform on sm_90 are 15.1 instructions an element, 8 are 14.6, but 8 for truncated
-        normal take 80 registers, which is 6 blocks a multiprocessor instead of 10.
-    programs: blocks a multiprocessor, before a block is given a second tile. All that can be resident (16) four
-        times over, so that the last ones to finish leave little idle.
-    registers: that a thread of a long law may use (ptxas). Left alone it aims at 80, or at 255 in float64, and spills
-        in either case; 128 spill nothing but sm_100's wide truncated normal in half precision, 160 not even that.
+    counters: what a thread draws at a time (twice as many for short laws). 4 for uniform leave so much loop around
+        the arithmetic that an element takes 15.1 instructions, 8 take 14.6; 8 for truncated normal take 50.1 instead
+        of 47.5, as values wait longer for their turn.
+    programs: blocks a multiprocessor before a block is given a second tile: four times the 16 that can be resident,
+        so that the last ones to finish leave little idle.
+    registers: that a thread of a long law may use (ptxas). Left alone it aims at 80 for some and spills; 128 spill
+        nothing but sm_100's wide truncated normal in half precision, 160 not even that.
     """
 
     warps: int
@@ -52,13 +51,11 @@ class Launch(NamedTuple):
     registers: int
 
 
-# By backend and architecture, the newest that is not newer than the device. Modelled, not measured: no GPU was at hand.
+# By backend and architecture: the newest entry that is not newer than the device.
 LAUNCHES = {
     ("cuda", 0): Launch(4, 4, 64, 128),
-    # 255 registers a thread and 2048 threads as before, but a block scheduler that wants more blocks in flight.
-    ("cuda", 100): Launch(4, 4, 96, 160),
-    # Wavefronts of 64: 4 of them are 256 threads.
-    ("hip", 0): Launch(4, 4, 32, 0),
+    ("cuda", 100): Launch(4, 4, 64, 160),
+    ("hip", 0): Launch(4, 4, 32, 0),  # wavefronts of 64: 4 of them are 256 threads, so half as many blocks
     ("xpu", 0): Launch(4, 4, 64, 0),
 }
 
@@ -80,11 +77,6 @@ class Variant(NamedTuple):
     dtype: torch.dtype
     parameters: int
     outer: int | None
-
-
-@functools.cache
-def arithmetic(width: int, cuda: bool) -> SimpleNamespace:
-    return tiles.arithmetic(width, cuda)
 
 
 def columns_a_thread(dtype: torch.dtype) -> int:
@@ -114,10 +106,10 @@ def constants(variant: Variant, target: GPUTarget) -> dict[str, Any]:
     rounding = FORMATS[dtype].rounding if dtype in FORMATS else None
     # CUDA has an instruction for half formats (from sm_80 on); elsewhere, and to eight bits, integers round.
     if rounding is not None and not (cuda and target.arch >= 80 and element is not None):
-        element, finish = {1: tl.uint8, 2: tl.uint16}[dtype.itemsize], getattr(arithmetic(32, cuda), rounding)
+        element, finish = {1: tl.uint8, 2: tl.uint16}[dtype.itemsize], getattr(tiles.arithmetic(32, cuda), rounding)
     chosen = {
-        "PHILOX": arithmetic(32, cuda).philox,
-        "LAW": getattr(arithmetic(width, cuda), variant.kind),
+        "PHILOX": tiles.arithmetic(32, cuda).philox,
+        "LAW": getattr(tiles.arithmetic(width, cuda), variant.kind),
         "HEAD": SERIES_AFTER.get(variant.kind, variant.parameters),
         "WHOLE": variant.kind in WHOLE_NUMBER_FIRST,
         "REAL": tl.float64 if width == 64 else tl.float32,
@@ -175,6 +167,7 @@ def device_of(kind: str, index: int) -> Device:
     if INTERPRETED:
         return Device(kind, index, GPUTarget("cuda", 90, 32), 1)
     properties = getattr(torch, kind).get_device_properties(index)
+    # XPU has another word for them; without either, as many as a middling GPU has.
     count = getattr(properties, "multi_processor_count", 0) or getattr(properties, "gpu_subslice_count", 64)
     return Device(kind, index, triton.runtime.driver.active.get_current_target(), int(count))
 
@@ -223,8 +216,8 @@ class Filling(NamedTuple):
             self.runs(address + body * size, first + body, count - body, size, [])
 
     def tiles(self, address: int, tile: int, count: int) -> None:
-        resident = self.device.multiprocessors * launch_of(self.device.target).programs
-        steps = max(1, count // resident)
+        wanted = self.device.multiprocessors * launch_of(self.device.target).programs
+        steps = max(1, count // wanted)
         self.launch(None, -(-count // steps), address, tile, count, steps)
 
     def runs(self, address: int, first: int, length: int, stride: int, outer: list[tuple[int, int, int]]) -> None:
@@ -280,7 +273,8 @@ class GpuEngine:
 
     def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
         if device.type not in (("cpu",) if INTERPRETED else ("cuda", "xpu")):
-            return f"it writes to memory of a GPU, not of {device.type}"
+            where = "the CPU (TRITON_INTERPRET=1)" if INTERPRETED else "a GPU"
+            return f"it writes to memory of {where}, not of {device.type}"
         return None if dtype in WIDTHS else f"the stream contract does not cover {dtype}"
 
     def fill(self, out: torch.Tensor, draw: Draw, first: int, steps: Sequence[int] | None) -> None:
@@ -293,11 +287,14 @@ class GpuEngine:
                 filling.runs(out.data_ptr(), first, length, stride, outer)
 
     def sample(self, device: torch.device, dtype: torch.dtype, draw: Draw) -> tuple[torch.Tensor, int]:
-        """A few thousand elements from both kernels, and the first one's number: for a comparison before first use."""
+        """A few thousand neighbours drawn by each of the kernels in turn, and the first one's number."""
         with made_current(device) as current:
             filling = Filling(current, dtype, draw)
-            ragged = 48  # elements, which are a multiple of 16 bytes, before the first tile and after the last
+            ragged = 48  # elements, a multiple of 16 bytes, before the first tile and after the last
             first = 3 * filling.tile - ragged
-            out = torch.empty(2 * filling.tile + 2 * ragged, dtype=dtype, device=device)
-            filling.neighbours(out.data_ptr(), first, out.numel(), 0)
+            out = torch.empty(2 * filling.tile + 3 * ragged, dtype=dtype, device=device)
+            boxed = out.numel() - ragged  # the last ones as a box of 4 rows, which another kernel fills
+            filling.neighbours(out.data_ptr(), first, boxed, 0)
+            size, row = out.element_size(), ragged // 4
+            filling.runs(out.data_ptr() + boxed * size, first + boxed, row, size, [(4, row, row * size)])
         return out, first

@@ -29,7 +29,8 @@ LAWS: dict[str, Law] = {
 }
 CASES = [(name, law, dtype) for name, law in LAWS.items() for dtype in FLOATS] + [
     ("words", Words(), torch.int32),
-    ("uniform_tiny", Uniform(0.0, 1e-38), torch.float32),
+    # In float64 this kind is for lengths below 2e-292, where the reference engine is not exact (README, Limits).
+    *(("uniform_tiny", Uniform(0.0, 1e-38), dtype) for dtype in FLOATS if dtype is not torch.float64),
 ]
 CASE_IDS = [f"{name}-{str(dtype).removeprefix('torch.')}" for name, _, dtype in CASES]
 

@@ -201,7 +201,7 @@ def enter(opcode: str, types: tuple[str, ...], sources: str, compute: Callable[.
 
 for name, compute in (("add", np.add), ("sub", np.subtract)):
     enter(f"{name}.T", WHOLE, "T T", compute)
-    # Without a rounding mode the ISA lets ptxas contract; `test_gpu_compiled` sees to it that no kernel has such.
+    # Without a rounding mode the ISA lets ptxas contract; `test_gpu_assembly` sees to it that no kernel has such.
     enter(f"{name}.T", REAL, "T T", compute)
     enter(f"{name}.rn.T", REAL, "T T", compute)
     enter(f"{name}.rn.f32x2", ("b64",), "T T", twice(compute))

@@ -165,3 +165,58 @@ def test_importing_the_engine_without_a_driver_is_silent():
     code = "import fastinit.kernels.gpu, sys; assert 'fastinit.kernels.tiles' in sys.modules"
     run = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("captures", [True, False])
+def test_a_stream_that_captures_is_asked_for(monkeypatch, captures):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: captures)
+    assert engines.capturing(CUDA) is captures
+
+
+def test_memory_runs_out_for_one_trial_only(gpu, monkeypatch):
+    engine = gpu()
+    sample = engine.sample
+
+    def once(*arguments):
+        engine.sample = sample
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    engine.sample = once
+    with pytest.warns(RuntimeWarning, match="out of memory"):
+        assert engines.choose(tensor_on(CUDA), None, LAW).name == "eager"
+    assert engines.choose(tensor_on(CUDA), None, LAW) is engine
+
+
+@pytest.mark.parametrize("by", ["argument", "flag"])
+def test_who_insists_hears_of_a_failed_trial(monkeypatch, by):
+    """The flag and the environment insist as `fast=True` does: the law is tried after the flag was looked at."""
+    monkeypatch.setattr(engines, "load", lambda name: "broken" if name == "cpu" else Gpu())
+    monkeypatch.setattr(engines, "problem", lambda d, t, law: "other bits" if law else None)
+    tensor = torch.empty(4)
+    if by == "flag":
+        fastinit.flag(tensor, True)
+    for function in (fastinit.normal_, fastinit.uniform_):
+        with pytest.raises(RuntimeError, match="fast=True needs a compiled engine: other bits"):
+            function(tensor, **({"fast": True} if by == "argument" else {}))
+    matrix = torch.empty(4, 4)
+    fastinit.flag(matrix, True)
+    with pytest.raises(RuntimeError, match="other bits"):
+        fastinit.orthogonal_(matrix)
+
+
+def test_the_interpreter_is_kept_from_a_devices_memory(gpu):
+    engine = gpu()
+    engine.why_not = lambda device, dtype: "it writes to memory of the CPU (TRITON_INTERPRET=1), not of cuda"
+    with pytest.warns(RuntimeWarning, match="TRITON_INTERPRET"):
+        assert engines.choose(tensor_on(CUDA), None, LAW).name == "eager"
+    assert engine.samples == 0
+
+
+def test_a_sick_device_does_not_fell_the_doctor(monkeypatch):
+    monkeypatch.setattr(doctor, "gpus", lambda: [CUDA])
+
+    def name(device):
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", name)
+    assert doctor.gpu_facts() == [("cuda:0", "does not answer: RuntimeError: CUDA error: out of memory")]

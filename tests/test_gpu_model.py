@@ -1,4 +1,4 @@
-"""The GPU kernels' static cost: the issue's targets, and a counter that is not fooled."""
+"""The GPU kernels' static cost: the project's targets, and a counter that is not fooled."""
 
 from __future__ import annotations
 
