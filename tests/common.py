@@ -29,6 +29,7 @@ LAWS: dict[str, Law] = {
 }
 CASES = [(name, law, dtype) for name, law in LAWS.items() for dtype in FLOATS] + [
     ("words", Words(), torch.int32),
+    ("narrower", TruncNormal(0.0, 1000.0, -2.0, 2.0), torch.float64),  # whose narrow intervals are narrower ones
     # In float64 this kind is for lengths below 2e-292, where the reference engine is not exact (README, Limits).
     *(("uniform_tiny", Uniform(0.0, 1e-38), dtype) for dtype in FLOATS if dtype is not torch.float64),
 ]
