@@ -23,12 +23,13 @@ import torch.nn.init
 from torch import Tensor
 
 from . import init
-from .fill import fill, outside_contract
+from .fill import fill
 from .judging import Observed, ks_distance, moments
 from .kernels.formats import FORMATS
 from .laws import Law, Normal, TruncNormal, Uniform
 from .recorder import Call, drawn_by_torch, record
 from .streams import Stream
+from .ways import outside_contract
 
 SIDES: dict[str, Any] = {"torch": torch.nn.init, "fastinit": init}
 SAMPLE = 1_000_000  # elements of a group that the check looks at

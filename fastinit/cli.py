@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from .fill import SAMPLED
 from .laws import EVERY_KIND, Words
+from .ways import SAMPLED
 
 OK, FAILED, MISUSED = 0, 1, 2
 EXAMPLE = "fastinit compare torch.nn:Transformer --set d_model=256"
@@ -192,8 +192,8 @@ def run_warmup(arguments: argparse.Namespace) -> int:
     from .kernels.cpu import kernel
 
     begin, kernels = time.perf_counter(), every_kernel()
-    for kind, dtype, contiguous, parameters in tqdm(kernels, desc="compiling", unit="kernel", disable=None):
-        kernel(kind, dtype, contiguous, parameters)
+    for wanted in tqdm(kernels, desc="compiling", unit="kernel", disable=None):
+        kernel(*wanted)
     took = time.perf_counter() - begin
     if folder() is None:
         print(
@@ -206,9 +206,11 @@ def run_warmup(arguments: argparse.Namespace) -> int:
     return OK
 
 
-def every_kernel() -> list[tuple[str, torch.dtype, bool, int]]:
-    """Kind, output dtype, contiguous or strided, and number of parameters, of all kernels that fastinit can ask for."""
+def every_kernel() -> list[tuple[str, torch.dtype, str, int]]:
+    """Kind, output dtype, form and number of parameters of all kernels that the CPU engine can ask for."""
+    from .kernels.cpu import FORMS
+
     pairs = [(law, dtype) for law in EVERY_KIND for dtype in SAMPLED] + [(Words(), torch.int32)]
     kinds = [(*law.parameters(dtype), dtype) for law, dtype in pairs]
     wanted = {(kind, dtype, len(values)): None for kind, values, dtype in kinds}  # in order, each once
-    return [(kind, dtype, contiguous, count) for kind, dtype, count in wanted for contiguous in (True, False)]
+    return [(kind, dtype, form, count) for kind, dtype, count in wanted for form in FORMS]

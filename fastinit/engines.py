@@ -135,6 +135,18 @@ def substitute(device_type: str) -> Engine:
     return eager if eager.why_not(torch.device(device_type), torch.float32) is None else StagedEngine(eager)
 
 
+def without_kernel(tensor: Tensor, fast: bool | None, error: ImportError) -> Engine:
+    """Who draws where the CPU engine works, by kernels that it once compiled, and Numba does not: the eager engine.
+
+    Raises `RuntimeError` where a compiled or a named engine was asked for.
+    """
+    eager = load("eager")
+    if fast or forced_engine.get() is not None or isinstance(eager, str):
+        raise RuntimeError(f"a kernel is missing, and it cannot be compiled: {error}") from error
+    tell_once(tensor.device.type, str(error))
+    return eager if eager.why_not(tensor.device, tensor.dtype) is None else StagedEngine(eager)
+
+
 _told: set[str] = set()
 
 

@@ -20,7 +20,8 @@ if os.environ.get("FASTINIT") not in ENVIRONMENT:
     )
 default = ENVIRONMENT[os.environ.get("FASTINIT")]
 forced_engine: ContextVar[str | None] = ContextVar("fastinit_engine", default=None)
-_any_flag = False
+# Whether any tensor was ever flagged, or the environment says who draws.
+in_use = default is not None
 
 
 def check_fast(fast: bool | None) -> None:
@@ -45,8 +46,8 @@ def flag(target: Tensor | torch.nn.Module, fast: bool | None) -> None:
         return
     if not isinstance(target, Tensor):
         raise TypeError(f"flag takes a tensor or a module, got {type(target).__name__}")
-    global _any_flag
-    _any_flag = True
+    global in_use
+    in_use = True
     setattr(target, ATTRIBUTE, fast)
     with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # a tensor without memory of its own
         storage = target.untyped_storage()
@@ -62,7 +63,7 @@ def view_of(tensor: Tensor) -> tuple[object, ...]:
 def flag_of(tensor: Tensor) -> bool | None:
     """The flag that `tensor` or its memory carries, else what the environment says."""
     fast: bool | None = getattr(tensor, ATTRIBUTE, None)
-    if not (_any_flag and isinstance(tensor, Tensor)):
+    if not (in_use and isinstance(tensor, Tensor)):
         return default if fast is None else fast
     # The memory's word counts before the object's: aliases share it. A subclass that watches its calls shall see none.
     with (

@@ -24,11 +24,12 @@ from torch import Generator
 
 from . import matrices
 from .fans import chosen_fan, fans
-from .fill import fill, outside_contract, refuse_inference_write, torch_draws
+from .fill import fill, fill_quickly
 from .kernels.formats import FORMATS
 from .laws import Normal, TruncNormal, Uniform, Words, working
 from .regions import Shard, Target, local_of
 from .streams import Stream, check_source
+from .ways import QUICK, TORCH, Way, outside_contract, refuse_inference_write, way
 
 T = TypeVar("T", bound=Target)
 NUMBERS = {float, int}
@@ -51,7 +52,7 @@ def uniform_(
     stream: Stream | None = None,
 ) -> T:
     """Fill with samples uniform on [a, b), as `torch.nn.init.uniform_`."""
-    return _uniform(tensor, a, b, generator, fast, stream, torch_draws(tensor, generator, fast, stream))
+    return _uniform(tensor, a, b, generator, fast, stream, way(tensor, generator, fast, stream))
 
 
 def normal_(
@@ -64,7 +65,7 @@ def normal_(
     stream: Stream | None = None,
 ) -> T:
     """Fill with samples of N(mean, std^2), as `torch.nn.init.normal_`; none beyond 6.77 std (9.5 in float64)."""
-    return _normal(tensor, mean, std, generator, fast, stream, torch_draws(tensor, generator, fast, stream))
+    return _normal(tensor, mean, std, generator, fast, stream, way(tensor, generator, fast, stream))
 
 
 def trunc_normal_(
@@ -83,8 +84,15 @@ def trunc_normal_(
     By inverse distribution function: one pass and no redrawing, for bounds anywhere, infinite ones too.
     No value lies outside [a, b], as the tensor's dtype rounds.
     """
-    if torch_draws(tensor, generator, fast, stream):
+    if (by := way(tensor, generator, fast, stream)) is TORCH:
         return _torch(torch_init.trunc_normal_, tensor, mean, std, a, b, generator)
+    if (
+        by is QUICK
+        and NUMBERS.issuperset((type(mean), type(std), type(a), type(b)))
+        and a - 2 * std <= mean <= b + 2 * std
+        and fill_quickly(tensor, TruncNormal, stream, mean, std, a, b)
+    ):
+        return tensor
     if std == 0:
         raise ZeroDivisionError(f"trunc_normal_ needs std > 0, got {std}; use constant_ for a constant")
     numbers = _numbers(torch_init.trunc_normal_, mean, std, a, b)
@@ -139,10 +147,10 @@ def xavier_uniform_(
     layout: str | None = None,
 ) -> T:
     """Uniform with std gain * sqrt(2 / (fan_in + fan_out)), as torch has it (Glorot and Bengio 2010, equation 16)."""
-    if (by_torch := torch_draws(tensor, generator, fast, stream)) and layout is None:
+    if (by := way(tensor, generator, fast, stream)) is TORCH and layout is None:
         return _torch(torch_init.xavier_uniform_, tensor, gain, generator)
     bound = math.sqrt(3.0) * _xavier_std("xavier_uniform_", tensor, gain, layout)
-    return _uniform(tensor, -bound, bound, generator, fast, stream, by_torch)
+    return _uniform(tensor, -bound, bound, generator, fast, stream, by)
 
 
 def xavier_normal_(
@@ -155,10 +163,10 @@ def xavier_normal_(
     layout: str | None = None,
 ) -> T:
     """Normal with std gain * sqrt(2 / (fan_in + fan_out)), as torch has it (Glorot and Bengio 2010, equation 12)."""
-    if (by_torch := torch_draws(tensor, generator, fast, stream)) and layout is None:
+    if (by := way(tensor, generator, fast, stream)) is TORCH and layout is None:
         return _torch(torch_init.xavier_normal_, tensor, gain, generator)
     std = _xavier_std("xavier_normal_", tensor, gain, layout)
-    return _normal(tensor, 0.0, std, generator, fast, stream, by_torch)
+    return _normal(tensor, 0.0, std, generator, fast, stream, by)
 
 
 def kaiming_uniform_(
@@ -173,13 +181,13 @@ def kaiming_uniform_(
     layout: str | None = None,
 ) -> T:
     """Uniform with std gain / sqrt(fan), as torch has it (He et al. 2015, equations 10 and 14)."""
-    if (by_torch := torch_draws(tensor, generator, fast, stream)) and layout is None:
+    if (by := way(tensor, generator, fast, stream)) is TORCH and layout is None:
         return _torch(torch_init.kaiming_uniform_, tensor, a, mode, nonlinearity, generator)
     if 0 in tensor.shape:
         warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=2)
         return tensor
     bound = math.sqrt(3.0) * _kaiming_std(tensor, a, mode, nonlinearity, layout)
-    return _uniform(tensor, -bound, bound, generator, fast, stream, by_torch)
+    return _uniform(tensor, -bound, bound, generator, fast, stream, by)
 
 
 def kaiming_normal_(
@@ -194,13 +202,13 @@ def kaiming_normal_(
     layout: str | None = None,
 ) -> T:
     """Normal with std gain / sqrt(fan), as torch has it (He et al. 2015, equations 10 and 14)."""
-    if (by_torch := torch_draws(tensor, generator, fast, stream)) and layout is None:
+    if (by := way(tensor, generator, fast, stream)) is TORCH and layout is None:
         return _torch(torch_init.kaiming_normal_, tensor, a, mode, nonlinearity, generator)
     if 0 in tensor.shape:
         warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=2)
         return tensor
     std = _kaiming_std(tensor, a, mode, nonlinearity, layout)
-    return _normal(tensor, 0.0, std, generator, fast, stream, by_torch)
+    return _normal(tensor, 0.0, std, generator, fast, stream, by)
 
 
 def orthogonal_(
@@ -216,7 +224,7 @@ def orthogonal_(
     Narrower tensors are computed in float32 (where torch raises). A shard costs the memory and time of its
     global matrix. The normal samples keep the stream contract; their QR factors are the device's own library's.
     """
-    if torch_draws(tensor, generator, fast, stream) or tensor.ndimension() < 2:
+    if way(tensor, generator, fast, stream) is TORCH or tensor.ndimension() < 2:
         return _torch(torch_init.orthogonal_, tensor, gain, generator)
     return matrices.orthogonal(tensor, gain, generator, fast, stream)
 
@@ -234,7 +242,7 @@ def sparse_(
 
     The zeros of a column are its smallest words in the stream's child "zeros": part of the stream contract.
     """
-    if torch_draws(tensor, generator, fast, stream) or tensor.ndimension() != 2:
+    if way(tensor, generator, fast, stream) is TORCH or tensor.ndimension() != 2:
         return _torch(torch_init.sparse_, tensor, sparsity, std, generator)
     if tensor.is_meta:
         return tensor
@@ -282,12 +290,12 @@ def _numbers(torch_function: Callable[..., Any], *values: Any) -> tuple[float, .
     """The values as floats; None where only torch can say what they are worth."""
     try:
         if {*map(type, values)} <= NUMBERS:
-            return tuple(map(float, values))
+            return tuple(float(value) + 0.0 for value in values)  # no -0.0: it equals 0.0, and so do laws made of it
         # Whatever torch takes for a float (a NumPy number, a tensor of one element), and its TypeError for the rest.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch_function(torch.empty(0, device="cpu"), *values)
-        return tuple(map(float, values))
+        return tuple(float(value) + 0.0 for value in values)
     except (RuntimeError, ValueError, OverflowError):
         return None
 
@@ -309,9 +317,11 @@ def _uniform(
     generator: Generator | None,
     fast: bool | None,
     stream: Stream | None,
-    by_torch: bool = False,
+    by: Way,
 ) -> T:
-    if by_torch:
+    if by is QUICK and NUMBERS.issuperset((type(a), type(b))) and fill_quickly(target, Uniform, stream, a, b):
+        return target
+    if by is TORCH:
         return _torch(torch_init.uniform_, target, a, b, generator)
     numbers = _numbers(torch_init.uniform_, a, b)
     greatest = FORMATS[target.dtype].greatest
@@ -329,9 +339,11 @@ def _normal(
     generator: Generator | None,
     fast: bool | None,
     stream: Stream | None,
-    by_torch: bool = False,
+    by: Way,
 ) -> T:
-    if by_torch:
+    if by is QUICK and NUMBERS.issuperset((type(mean), type(std))) and fill_quickly(target, Normal, stream, mean, std):
+        return target
+    if by is TORCH:
         return _torch(torch_init.normal_, target, mean, std, generator)
     numbers = _numbers(torch_init.normal_, mean, std)
     greatest = FORMATS[working(target.dtype)].greatest
@@ -341,7 +353,7 @@ def _normal(
 
 
 def _xavier_std(name: str, tensor: Target, gain: float, layout: str | None) -> float:
-    fan_in, fan_out = fans(tensor, layout)
+    fan_in, fan_out = _calculate_fan_in_and_fan_out(tensor) if layout is None else fans(tensor, layout)
     if fan_in + fan_out == 0:
         raise ZeroDivisionError(f"{name} divides by fan_in + fan_out, which is 0 for shape {tuple(tensor.shape)}")
     return gain * math.sqrt(2.0 / float(fan_in + fan_out))

@@ -1,8 +1,7 @@
 """Compiled kernels on disk.
 
-Numba's own cache watches the file that a function stands in; these kernels are made from several, so a kernel's file
-is named after a digest of everything that it was compiled from and for: the sources here, the versions of Numba, LLVM
-and Python, the CPU and its features. Nothing is ever stale, only unused.
+A kernel's file is named after a digest of everything that it was compiled from and for: the sources here, the versions
+of Numba, LLVM and Python, the CPU and its features. Nothing is ever stale, only unused. Reading it needs no Numba.
 """
 
 from __future__ import annotations
@@ -10,21 +9,21 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import importlib.util
 import os
-import pickle
 import stat
 import sys
 import tempfile
 import uuid
 from pathlib import Path
-from typing import Any
 
 import llvmlite
-import numba
-from numba.core.caching import _Cache
-from numba.core.compiler import CompileResult
+from llvmlite import binding
 
-SOURCES = ("arithmetic.py", "cache.py", "coefficients.py", "cpu.py", "engine.py", "formats.py", "simd.py")
+SOURCES = (
+    "arithmetic.py", "cache.py", "coefficients.py", "compiling.py", "cpu.py", "engine.py", "formats.py", "native.py",
+    "simd.py",
+)  # fmt: skip
 
 
 @functools.cache
@@ -60,59 +59,60 @@ def is_ours(path: Path) -> bool:
 
 
 @functools.cache
-def source_digest() -> bytes:
-    here = Path(__file__).parent
-    versions = f"{numba.__version__} {llvmlite.__version__} {sys.version}"
-    return hashlib.sha256(versions.encode() + b"".join((here / name).read_bytes() for name in SOURCES)).digest()
+def target() -> tuple[str, str]:
+    """The name and the features of the CPU that Numba compiles for here, by its rules, without asking it."""
+    name = os.environ.get("NUMBA_CPU_NAME", binding.get_host_cpu_name())
+    features = os.environ.get("NUMBA_CPU_FEATURES")
+    if features is None:
+        features = "" if name.lower() == "generic" else binding.get_host_cpu_features().flatten()
+    return name, features
 
 
-class KernelCache(_Cache):  # type: ignore[misc]
-    """What a Numba dispatcher asks for compiled code, and gives it to keep."""
-
-    def __init__(self, kernel: str) -> None:
-        self.kernel = kernel
-
-    @property
-    def cache_path(self) -> str:
-        return str(folder())
-
-    def path(self, signature: Any, codegen: Any) -> Path | None:
-        place = folder()
-        if place is None:
-            return None
-        made_for = repr((self.kernel, signature, codegen.magic_tuple())).encode()
-        return place / f"{self.kernel}-{hashlib.sha256(source_digest() + made_for).hexdigest()[:24]}.kernel"
-
-    def load_overload(self, sig: Any, target_context: Any) -> Any:
-        # Without Numba's own `target_context.refresh()`: it loads what compiling needs, 0.25 s, and running does not.
-        path = self.path(sig, target_context.codegen())
-        # A file that is missing, cut short, not ours to read or foreign to this Numba only costs a compilation.
-        with contextlib.suppress(Exception):
-            if path is not None:
-                content = path.read_bytes()
-                digest, payload = content[:32], content[32:]
-                if hashlib.sha256(payload).digest() == digest:
-                    return CompileResult._rebuild(target_context, *pickle.loads(payload))
+@functools.cache
+def numba_version() -> bytes | None:
+    """What the Numba that would be imported writes about its version; None where it cannot be found out."""
+    spec = importlib.util.find_spec("numba")
+    if spec is None or spec.origin is None:
         return None
+    with contextlib.suppress(OSError):
+        return Path(spec.origin).with_name("_version.py").read_bytes()
+    return None
 
-    def save_overload(self, sig: Any, data: Any) -> None:
-        path = self.path(sig, data.codegen)
-        if path is None:
-            return
-        payload = numba.core.serialize.dumps(data._reduce())
-        draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-        with contextlib.suppress(OSError):
-            try:
-                draft.write_bytes(hashlib.sha256(payload).digest() + payload)
-                draft.replace(path)  # atomic: no other process sees half a file
-            finally:
-                draft.unlink(missing_ok=True)
 
-    def enable(self) -> None:
-        pass
+@functools.cache
+def common_digest() -> bytes | None:
+    """Of what all kernels are made from and for; None where nothing may be kept, as Numba's version is unknown."""
+    version = numba_version()
+    if version is None:
+        return None
+    here = Path(__file__).parent
+    made_for = repr((llvmlite.__version__, sys.version, sys.platform, target())).encode()
+    return hashlib.sha256(version + made_for + b"".join((here / name).read_bytes() for name in SOURCES)).digest()
 
-    def disable(self) -> None:
-        pass
 
-    def flush(self) -> None:
-        pass
+def path_of(name: str, parameters: int) -> Path | None:
+    place, common = folder(), common_digest()
+    if place is None or common is None:
+        return None
+    digest = hashlib.sha256(common + f"{name} {parameters}".encode()).hexdigest()
+    return place / f"{name}-{digest[:24]}.kernel"
+
+
+def read(path: Path) -> bytes | None:
+    """The object code in a file. One that is missing, cut short or not ours to read only costs a compilation."""
+    with contextlib.suppress(OSError):
+        content = path.read_bytes()
+        digest, object_code = content[:32], content[32:]
+        if hashlib.sha256(object_code).digest() == digest:
+            return object_code
+    return None
+
+
+def write(path: Path, object_code: bytes) -> None:
+    draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    with contextlib.suppress(OSError):
+        try:
+            draft.write_bytes(hashlib.sha256(object_code).digest() + object_code)
+            draft.replace(path)  # atomic: no other process sees half a file
+        finally:
+            draft.unlink(missing_ok=True)

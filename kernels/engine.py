@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -23,6 +23,16 @@ class Draw(NamedTuple):
     parameters: tuple[float, ...]
     seed: int
     id: int
+
+
+class Plan(NamedTuple):
+    """How one call of a kernel fills small contiguous tensors with a law: the kernel, the law's parameters, the most
+    elements, an element's bytes."""
+
+    write: Callable[..., None]
+    parameters: tuple[float, ...]
+    most: int
+    size: int
 
 
 class Engine(Protocol):

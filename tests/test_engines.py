@@ -70,15 +70,15 @@ def compiled_philox(*words: int) -> tuple[int, ...]:
     from numba.extending import intrinsic
 
     from fastinit.kernels import simd
-    from fastinit.kernels.cpu import ARITHMETIC
+    from fastinit.kernels.compiling import ARITHMETIC
 
     @intrinsic
     def philox(context, arguments):
         def build(context, builder, signature, values):
             unpacked = cgutils.unpack_tuple(builder, values[0])
-            lanes = [simd.Lanes(builder, "u64", value).cast("u32", "trunc").spread() for value in unpacked]
-            wide = ARITHMETIC[32].philox(*lanes)
-            first = [builder.extract_element(w.packed().value, ir.Constant(ir.IntType(32), 0)) for w in wide]
+            counter, *others = (simd.Lanes(builder, "u64", value).cast("u32", "trunc") for value in unpacked)
+            outputs = ARITHMETIC[32].philox(simd.Counters(counter, 16), *others)
+            first = [builder.extract_element(w.packed().value, ir.Constant(ir.IntType(32), 0)) for w in outputs]
             widened = [builder.zext(word, ir.IntType(64)) for word in first]
             return context.make_tuple(builder, signature.return_type, widened)
 

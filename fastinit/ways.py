@@ -1,0 +1,149 @@
+"""Who serves a call: by its arguments, the flags, and what the tensor and the moment are."""
+
+from __future__ import annotations
+
+import functools
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import Buffer, Parameter
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
+
+from . import engines, flags
+from .kernels.formats import FORMATS
+from .regions import Shard, Target, local_of
+from .streams import Stream, check_source
+
+SAMPLED = tuple(FORMATS)
+ORDINARY = {Tensor, Parameter, Buffer}
+STRIDED = torch.strided
+is_compiling = torch.compiler.is_compiling
+function_modes, dispatch_modes = torch._C._len_torch_function_stack, torch._C._len_torch_dispatch_stack
+transform, tracing = torch._C._functorch.maybe_current_level, torch._C._get_tracing_state
+
+
+class Way(Enum):
+    """Who serves a call."""
+
+    TORCH = "torch.nn.init"
+    KERNELS = "an engine"
+    QUICK = "the CPU engine, with no need to look at anything twice"
+
+
+TORCH, KERNELS, QUICK = Way
+
+
+def way(target: Target, generator: torch.Generator | None, fast: bool | None, stream: Stream | None) -> Way:
+    """Who serves this call, by the flags and by what the tensor is.
+
+    Raises `RuntimeError` where torch.nn.init would have to and cannot: with `fast=True`, and where a stream or a shard
+    is given.
+    """
+    seen: Any = target  # a tensor, as `type` says before anything else is asked
+    if (  # a small fill takes torch 2.4 us, so every look (some 50 ns each) counts
+        not is_compiling()  # first: Dynamo need not trace the rest
+        and fast is None
+        and generator is None
+        and (stream is None or type(stream) is Stream)
+        and type(seen) in ORDINARY
+        and not flags.in_use
+        and not function_modes()
+        and not dispatch_modes()
+        and transform() is None
+        and tracing() is None
+        and seen.is_cpu
+        and seen.dtype in FORMATS
+        and seen.layout is STRIDED
+        and seen.is_contiguous()
+        and not seen.is_neg()
+        and not seen.is_inference()
+        and seen.data_ptr()
+    ):
+        return QUICK
+    check_source(generator, stream)
+    tensor = local_of(target)
+    flags.check_fast(fast)
+    asked = flags.wanted(tensor, fast)
+    if asked is False:
+        reason: str | None = "fast=False asks for torch.nn.init"
+    elif generator is not None and not isinstance(generator, torch.Generator):
+        reason = f"{type(generator).__name__} is not a torch.Generator"
+    else:
+        reason = outside_contract(tensor)
+    if reason is None:
+        if tensor.is_meta:  # nothing to draw: torch's own no-op
+            return KERNELS if isinstance(target, Shard) else TORCH
+        refuse_inference_write(tensor)
+        if asked:
+            engines.choose(tensor, True)
+        return KERNELS
+    if asked:
+        raise RuntimeError(f"fast=True cannot be kept: {reason}; leave it out to fall back to torch.nn.init")
+    if stream is not None or isinstance(target, Shard):
+        what = "a shard" if isinstance(target, Shard) else "stream="
+        raise RuntimeError(f"torch.nn.init cannot serve {what}, and fastinit does not draw here: {reason}")
+    return TORCH
+
+
+def refuse_inference_write(tensor: Tensor) -> None:
+    """Raises torch's own error for an inference tensor outside its mode; torch raises it after writing the tensor."""
+    if tensor.is_inference() and not torch.is_inference_mode_enabled():
+        with torch.inference_mode():
+            empty = torch.empty(0, device="cpu")
+        empty.zero_()
+
+
+def outside_contract(tensor: Tensor, dtypes: tuple[torch.dtype, ...] = SAMPLED) -> str | None:
+    """Why the kernels must leave this tensor, or this moment, to torch; None if they need not."""
+    if is_compiling():  # first: Dynamo need not trace the rest
+        return "torch.compile is tracing"
+    if not isinstance(tensor, Tensor):
+        return f"{type(tensor).__name__} is not a tensor"
+    if not plain(type(tensor)):
+        return f"{type(tensor).__name__} brings its own torch functions"
+    if tensor.dtype not in dtypes:
+        return f"the stream contract does not cover {str(tensor.dtype).removeprefix('torch.')}"
+    if function_modes() and not all(
+        type(mode) is DeviceContext
+        for mode in _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    ):
+        return "a torch function mode is active and must see torch's own calls"
+    if dispatch_modes():
+        return "a torch dispatch mode is active and must see torch's own operations"
+    if transform() is not None:
+        return "a functorch transform is active"
+    if tracing() is not None:
+        return "torch.jit is tracing"
+    if tensor.layout is not STRIDED or tensor.is_neg():
+        return f"it is not a plain strided tensor but {tensor.layout}{', negated lazily' if tensor.is_neg() else ''}"
+    if not tensor.is_contiguous() and may_overlap(tensor):
+        return "its elements may share memory"
+    if (tensor.is_cpu or tensor.device.type in engines.GPUS) and tensor.data_ptr() == 0 and tensor.numel():
+        return "its memory is not allocated"
+    return None
+
+
+def may_overlap(tensor: Tensor) -> bool:
+    """Whether two elements may lie in one place: a dimension steps less far than those inside it reach."""
+    reach = 0
+    for step, size in sorted(
+        (step, size) for step, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1
+    ):
+        if step <= reach:
+            return True
+        reach += step * (size - 1)
+    return False
+
+
+@functools.cache
+def plain(kind: type) -> bool:
+    """Whether tensors of this class mean no more than their memory says."""
+    if kind in ORDINARY:
+        return True
+    function, dispatch = (getattr(kind, name) for name in ("__torch_function__", "__torch_dispatch__"))
+    inherited = getattr(function, "__func__", function) is getattr(Tensor.__torch_function__, "__func__", None)
+    silent = inherited or function is torch._C._disabled_torch_function_impl
+    return silent and dispatch is torch._C._disabled_torch_dispatch_impl

@@ -1,0 +1,297 @@
+"""Kernels as built-in functions, and the object code on disk that they are made of."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import struct
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastinit
+from fastinit import Stream
+from fastinit.kernels import cache, cpu, native
+from fastinit.kernels.engine import WHOLE_NUMBER_FIRST
+from fastinit.laws import EVERY_KIND
+
+COUNT = 100_000
+
+
+def python(code: str, folder: Path, **environment: str) -> str:
+    variables = {**os.environ, "FASTINIT_CACHE_DIR": str(folder), **environment}
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, env=variables, capture_output=True, text=True, check=False, timeout=300)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+def arguments(out: torch.Tensor, seed: int = 5, parameters: object = (0.0, 1.0)) -> list[object]:
+    count = out.numel()
+    return [out.data_ptr(), 0, count, 0, count, 4, 0, 0, seed, 0, 0, parameters]
+
+
+@pytest.fixture(scope="module")
+def normal():
+    return cpu.kernel("normal", torch.float32, "long", 2)
+
+
+# --- the built-in function ---------------------------------------------------------------------
+
+
+def test_a_kernel_is_a_built_in_function(normal):
+    out = torch.empty(200)
+    assert normal(*arguments(out)) is None
+    assert out.equal(fastinit.normal_(torch.empty(200), stream=Stream(5)))
+    assert type(normal) is type(len)
+    assert normal.__name__ == "normal_float32_long"
+
+
+def test_calls_keep_no_references(normal):
+    """Of None, of the arguments, of the tuple and what is in it; when they succeed and when they fail."""
+    out, mean, seed = torch.empty(64), 0.125, 2**63 + 12345
+    good = arguments(out, seed=seed, parameters=(mean, 1.0))
+    bad = [arguments(out, seed=seed, parameters=(mean, "1")), arguments(out, seed=seed, parameters=(mean,))]
+    watched = (None, mean, seed, out, good[-1], bad[0][-1], bad[1][-1])
+    before = [sys.getrefcount(thing) for thing in watched]
+    for _ in range(COUNT):
+        normal(*good)
+    for wrong, _ in itertools.product(bad, range(1000)):
+        with pytest.raises(TypeError):
+            normal(*wrong)
+    after = [sys.getrefcount(thing) for thing in watched]
+    assert all(abs(late - early) < 100 for early, late in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("place", range(12))
+@pytest.mark.parametrize("wrong", [1.5, "1", None, [0.0, 1.0]], ids=repr)
+def test_what_is_no_number_is_refused(normal, place, wrong):
+    given = arguments(torch.empty(64))
+    given[place] = wrong
+    with pytest.raises(TypeError):
+        normal(*given)
+
+
+@pytest.mark.parametrize("change", [lambda given: given[:-1], lambda given: [*given, 0], lambda given: []])
+def test_too_few_or_too_many_are_refused(normal, change):
+    with pytest.raises(TypeError):
+        normal(*change(arguments(torch.empty(64))))
+    with pytest.raises(TypeError):
+        normal(*arguments(torch.empty(64))[:-1], (0.0, 1.0, 2.0))
+    with pytest.raises(TypeError, match="keyword"):
+        normal(*arguments(torch.empty(64)), seed=1)
+
+
+def test_numbers_that_look_like_errors_are_numbers(normal):
+    """-1 is what Python's functions return for an error; all 64 bits of a seed count, whatever its sign."""
+    out, same = torch.empty(640), torch.empty(640)
+    normal(*arguments(out, seed=2**64 - 1, parameters=(-1.0, 2)))
+    normal(*arguments(same, seed=-1, parameters=(-1, 2.0)))
+    assert out.equal(same)
+    assert out.equal(fastinit.normal_(torch.empty(640), -1.0, 2.0, stream=Stream(2**64 - 1)))
+    assert not out.equal(fastinit.normal_(torch.empty(640), -1.0, 2.0, stream=Stream(2**63 - 1)))
+
+
+def test_the_first_parameter_of_some_laws_is_whole():
+    for law in EVERY_KIND:
+        kind, values = law.parameters(torch.float32)
+        if kind in WHOLE_NUMBER_FIRST:
+            truncated = cpu.kernel(kind, torch.float32, True, len(values))
+            with pytest.raises(TypeError):
+                truncated(*arguments(torch.empty(64), parameters=(0.5, *values[1:])))
+
+
+def test_large_fills_let_other_threads_run(normal):
+    """A second thread counts on while 2^24 elements are written by one call, and not while 2^16 are."""
+    out = torch.empty(1 << 24)
+    ticks: list[float] = []
+    stop = threading.Event()
+
+    def tick() -> None:
+        while not stop.is_set():
+            ticks.append(time.perf_counter())
+            time.sleep(0.0005)
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    start = time.perf_counter()
+    normal(*arguments(out))
+    end = time.perf_counter()
+    stop.set()
+    thread.join()
+    assert sum(start < moment < end for moment in ticks) > 3
+
+
+# --- object code -------------------------------------------------------------------------------
+
+
+def undefined_symbols(object_code: bytes) -> set[str]:
+    """Of a 64-bit ELF file: the names in its symbol table that belong to no section."""
+    (sections,) = struct.unpack_from("<Q", object_code, 0x28)
+    size, number = struct.unpack_from("<HH", object_code, 0x3A)
+    headers = [struct.unpack_from("<IIQQQQIIQQ", object_code, sections + size * k) for k in range(number)]
+    names = set()
+    for _, kind, _, _, offset, length, link, *_ in headers:
+        if kind == 2:
+            for place in range(offset + 24, offset + length, 24):
+                name, _, _, section = struct.unpack_from("<IBBH", object_code, place)
+                if section == 0:
+                    start = headers[link][4] + name
+                    names.add(object_code[start : object_code.index(b"\0", start)].decode())
+    return names
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads ELF")
+@pytest.mark.parametrize("kind", ["normal", "truncated_tail"])
+def test_object_code_needs_nothing_but_python_and_the_c_library(kind):
+    from fastinit import cli
+    from fastinit.kernels.compiling import C_API, compile_kernel
+
+    assert set(C_API) == set(native.C_API)
+    wanted = next(k for k in cli.every_kernel() if k[0] == kind and k[1] is torch.float64)
+    found = undefined_symbols(compile_kernel(*wanted))
+    assert found <= {*C_API, "memcpy", "memset", "memmove", "fma", "fmaf"}
+    assert "PyLong_AsUnsignedLongLongMask" in found
+
+
+def test_code_that_calls_something_else_is_refused(monkeypatch):
+    from fastinit.kernels import compiling
+
+    monkeypatch.delitem(compiling.C_API, "Py_IncRef")
+    monkeypatch.setattr(compiling.Entry, "return_none", lambda entry: entry.builder.ret(entry.builder.call(
+        compiling.ir.Function(entry.builder.module, compiling.C_API["PyErr_Occurred"], "getpid"), ())
+    ))  # fmt: skip
+    with pytest.raises(RuntimeError, match=r"uniform_float32_long calls getpid"):
+        compiling.compile_kernel("uniform", torch.float32, "long", 3)
+
+
+TELL = """
+import json, sys, torch, fastinit
+drawn = fastinit.normal_(torch.empty(1000), stream=fastinit.Stream(5))
+from fastinit.kernels.cpu import origins
+print(json.dumps([origins["loaded"], origins["compiled"], "numba" in sys.modules, drawn.tolist()]))
+"""
+
+
+@pytest.mark.parametrize("other", [
+    {"NUMBA_CPU_NAME": "haswell"},
+    {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma"},
+    {"NUMBA_CPU_NAME": "generic"},
+], ids=["name", "name and features", "generic"])  # fmt: skip
+def test_another_cpu_s_kernels_are_left_alone(tmp_path, other):
+    """A cache made for another CPU is not used here, and is found again there."""
+    if "avx2" not in cache.target()[1]:
+        pytest.skip("another kind of CPU")
+    runs = [json.loads(python(TELL, tmp_path, **environment)) for environment in (other, {}, other, {})]
+    assert [run[:3] for run in runs] == [[0, 2, True], [0, 2, True], [2, 0, False], [2, 0, False]]
+    assert all(run[3] == runs[0][3] for run in runs)
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_numba_s_own_settings_file_keeps_nothing(tmp_path):
+    """Where Numba compiles for another CPU than a kernel's name on disk would say, the kernel is not kept."""
+    pytest.importorskip("yaml")
+    (tmp_path / ".numba_config.yaml").write_text("cpu_name: haswell\n")
+    assert json.loads(python(f"import os; os.chdir({str(tmp_path)!r})\n" + TELL, tmp_path / "cache"))[:2] == [0, 2]
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_the_target_is_numba_s_own():
+    from fastinit.kernels import compiling
+
+    assert compiling.target() == cache.target()
+
+
+BREAK = "import sys; sys.modules['numba.core'] = None\n"
+MISSING = """
+import torch, fastinit
+from fastinit.kernels.cpu import kernel
+assert fastinit.engines.load("cpu").name == "cpu"
+try:
+    kernel("uniform", torch.float32, "long", 3)
+except ImportError as error:
+    print(error)
+"""
+
+
+def test_a_broken_numba_does_not_matter_to_kernels_in_the_cache(tmp_path):
+    first = json.loads(python(TELL, tmp_path))
+    again = json.loads(python(BREAK + TELL, tmp_path))
+    assert again[:2] == [2, 0]
+    assert again[3] == first[3]
+    shown = python(BREAK + MISSING, tmp_path)
+    assert shown.startswith("Numba cannot compile the kernel uniform_float32_long here: ")
+    assert "numba.core" in shown
+
+
+FALL_BACK = """
+import hashlib, json, warnings, torch, fastinit
+fastinit.normal_(torch.empty(9))
+digests = []
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    for shape in ((9,), (300, 7)):
+        for _ in range(2):
+            tensor = fastinit.uniform_(torch.empty(shape), stream=fastinit.Stream(1))
+            digests.append(hashlib.sha256(tensor.numpy().tobytes()).hexdigest())
+try:
+    fastinit.uniform_(torch.empty(9), fast=True)
+    insisted = None
+except RuntimeError as error:
+    insisted = str(error)
+print(json.dumps([digests, [str(w.message) for w in told], insisted]))
+"""
+
+
+def test_a_kernel_that_is_missing_and_cannot_be_compiled_is_drawn_by_the_eager_engine(tmp_path):
+    python("import torch, fastinit; fastinit.normal_(torch.empty(9))", tmp_path)
+    broken, told, insisted = json.loads(python(BREAK + FALL_BACK, tmp_path))
+    assert len(told) == 1
+    assert "draws with plain torch operations" in told[0]
+    assert "cannot be compiled" in insisted
+    sound, told, insisted = json.loads(python(FALL_BACK, tmp_path))
+    assert (told, insisted) == ([], None)
+    assert broken == sound
+
+
+def test_without_numba_there_is_no_cpu_engine(monkeypatch):
+    monkeypatch.setattr(cpu.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="No module named 'numba'"):
+        cpu.CpuEngine()
+
+
+STALL = """
+import json, threading, time, torch, fastinit
+from fastinit.kernels import cpu
+small, done, took = torch.empty(1000), threading.Event(), []
+fastinit.normal_(small)
+def work():
+    start = time.perf_counter()
+    fastinit.trunc_normal_(torch.empty(9, dtype=torch.float64))
+    took.append(time.perf_counter() - start)
+    done.set()
+threading.Thread(target=work).start()
+waits, cached = [], [("uniform", torch.float32, "long", 3)]
+while not done.is_set():
+    start = time.perf_counter()
+    fastinit.normal_(small)
+    if len(waits) > 20 and cached:
+        fastinit.uniform_(small)
+        cached.pop()
+    waits.append(time.perf_counter() - start)
+print(json.dumps([took[0], max(waits), dict(cpu.origins)]))
+"""
+
+
+def test_who_compiles_keeps_nobody_waiting(tmp_path):
+    """Fills with kernels that are loaded or in the cache go on; the longest wait is that for one of LLVM's passes."""
+    python("import torch, fastinit; x = torch.empty(9); fastinit.normal_(x); fastinit.uniform_(x)", tmp_path)
+    took, wait, origins = json.loads(python(STALL, tmp_path))
+    assert origins == {"loaded": 3, "compiled": 1}
+    assert wait < took / 2
