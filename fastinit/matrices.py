@@ -5,68 +5,69 @@ from __future__ import annotations
 from typing import TypeVar
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
 from .fill import fill
 from .flags import wanted
 from .kernels.formats import FORMATS
-from .laws import Law, Normal, Words
-from .regions import Shard, Target, local_of, shard
+from .laws import Law, Normal
+from .regions import Shard, Target, local_of
+from .sparsity import zero_smallest
 from .streams import Stream, source
 
 T = TypeVar("T", bound=Target)
-SPARSE_PART = 1 << 20  # elements whose order is found at a time; some 20 bytes each
 
 
 def orthogonal(target: T, gain: float, generator: Generator | None, fast: bool | None, stream: Stream | None) -> T:
+    """Q of a Gaussian matrix's QR, with no factorisation: its reflections can be drawn (Stewart 1980).
+
+    Householder's QR meets at step k a column that the reflections before have left Gaussian, of length n - k and
+    independent of all that they were made from. So fresh samples may stand in for it, and only the product
+    of the reflections is left to compute: half the work, beside one matrix where torch takes three.
+    4096 x 4096 float32 on two cores: 0.51 s and 75 MB, torch.nn.init 1.47 s and 205 MB.
+    """
     local = local_of(target)
     if target.numel() == 0 or local.is_meta:
         return target
     half = FORMATS[local.dtype].rounding is not None
     rows = target.shape[0]
-    matrix = torch.empty(
-        rows, target.numel() // rows, dtype=torch.float32 if half else local.dtype, device=local.device
-    )
-    fill(matrix, Normal(0.0, 1.0), generator, fast=wanted(local, fast), stream=stream)
-    tall = matrix if rows >= matrix.shape[1] else matrix.t()
+    columns = target.numel() // rows
+    # One reflection a row, which is the column-major matrix that LAPACK wants.
+    short, long = sorted((rows, columns))
+    vectors = torch.empty(short, long, dtype=torch.float32 if half else local.dtype, device=local.device)
+    fill(vectors, Normal(0.0, 1.0), generator, fast=wanted(local, fast), stream=stream)
     with torch.no_grad():
-        q, r = torch.linalg.qr(tall)
-        # Signs that make Q unique make it Haar-distributed (Mezzadri 2007).
-        q *= torch.where(torch.diagonal(r) < 0, -1.0, 1.0)
-        q.mul_(gain)
-        whole = (q if tall is matrix else q.t()).reshape(target.shape)
+        signs, scales = reflections(vectors)
+        signs.mul_(gain)
+        turned = vectors.t()
+        torch.linalg.householder_product(turned, scales, out=turned)
+        vectors.mul_(signs[:, None])
+        whole = (vectors if rows == short else turned).reshape(target.shape)
         local.copy_(whole[target.box] if isinstance(target, Shard) else whole)
     return target
+
+
+def reflections(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """In each row k, from element k on, made in place: the Householder vector that takes it to a multiple of e_k.
+
+    LAPACK's form: H = 1 - scale v v^T; v's element k is 1 and is not stored, what stands before it does not count.
+    Returns the signs of the multiples, which are the diagonal of R and make the product Haar-distributed (Mezzadri
+    2007), and the scales. A vector of zeros reflects nothing. No square underflows: a sample is 0 or beyond 1e-15
+    (float64: 1e-30).
+    """
+    vectors.triu_()
+    first = vectors.diagonal().clone()
+    multiple = -torch.copysign(torch.linalg.vector_norm(vectors, dim=1), first)
+    zero = multiple == 0
+    vectors.div_((first - multiple).masked_fill_(zero, 1)[:, None])
+    scales = (1 - first / multiple).masked_fill_(zero, 0)
+    return torch.ones_like(first).masked_fill_(multiple < 0, -1), scales
 
 
 def sparse(target: T, zeros: int, law: Law, generator: Generator | None, fast: bool | None, stream: Stream | None) -> T:
     stream = source(generator, stream)
     fill(target, law, fast=fast, stream=stream)
-    local = local_of(target)
-    if zeros == 0:
-        return target
-    rows, columns = target.shape
-    top, left = target.offset if isinstance(target, Shard) else (0, 0)
-    bottom = top + local.shape[0]
-    step = max(1, SPARSE_PART // max(rows, 1))
-    for start in range(0, local.shape[1], step):
-        width = min(step, local.shape[1] - start)
-        # Whole columns, whatever rows the shard has: which words of a column are smallest hangs on all of them.
-        words = torch.empty(rows, width, dtype=torch.int32, device=local.device)
-        fill(
-            shard(words, (rows, columns), (0, left + start)),
-            Words(),
-            fast=wanted(local, fast),
-            stream=stream.child("zeros"),
-        )
-        order = (words ^ -(1 << 31)).t().argsort(dim=1, stable=True)  # the sign bit turned: words as unsigned numbers
-        chosen = torch.zeros(width, rows, dtype=torch.bool, device=local.device)
-        chosen.scatter_(1, order[:, :zeros], True)
-        with torch.no_grad():
-            part = local[:, start : start + width]
-            # torch fills no float8 by a mask; the bits of zero are the same.
-            bits = part.view(torch.uint8) if part.dtype.itemsize == 1 else part
-            bits.masked_fill_(chosen[:, top:bottom].t(), 0)
+    zero_smallest(target, zeros, wanted(local_of(target), fast), stream.child("zeros"))
     return target
 
 

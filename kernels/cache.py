@@ -21,8 +21,8 @@ import llvmlite
 from llvmlite import binding
 
 SOURCES = (
-    "arithmetic.py", "cache.py", "coefficients.py", "compiling.py", "cpu.py", "engine.py", "formats.py", "native.py",
-    "simd.py",
+    "arithmetic.py", "blocks.py", "cache.py", "coefficients.py", "compiling.py", "cpu.py", "engine.py", "formats.py",
+    "loops.py", "native.py", "simd.py",
 )  # fmt: skip
 
 

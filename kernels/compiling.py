@@ -7,7 +7,6 @@ so only a process that must compile does.
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,237 +17,18 @@ from numba.core import cgutils
 from numba.core.compiler import Flags, compile_extra
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
-from numba.extending import intrinsic
 
-from . import native, simd
-from .arithmetic import bind
-from .engine import COLUMNS, WHOLE_NUMBER_FIRST, block_size, sample_lanes
-from .formats import FORMATS, WIDTHS
-from .simd import Counters, Lanes
+from . import native
+from .blocks import target
+from .engine import WHOLE_NUMBER_FIRST
+from .loops import build_kernel
+
+__all__ = ["assembly", "compile_kernel", "target"]
 
 native.hold_over_forks(global_compiler_lock)
 
-ARITHMETIC = {width: bind(simd.primitives(width), width) for width in (32, 64)}
-SCRATCH_ALIGNMENT = 64  # a cache line, and the widest vector store
-
-
-def target() -> tuple[str, str]:
-    """The name and the features of the CPU that Numba compiles for."""
-    _, name, features = cpu_target.target_context.codegen().magic_tuple()
-    return name, features
-
-
-def at_once() -> int:
-    """How many counters to draw from at a time where there are neighbours enough.
-
-    Two blocks hide each other's latencies (normals: 0.47 against 0.60 ns on one thread), where the CPU has the
-    registers for it: with the sixteen of AVX2 they gain nothing.
-    """
-    return 2 * COLUMNS if "+avx512f" in target()[1].split(",") else COLUMNS
-
-
-def converts_to_float16() -> bool:
-    """Whether the CPU rounds to float16 itself, in all cases as the arithmetic does (0.33 against 0.49 ns, uniform)."""
-    return "+f16c" in target()[1].split(",") or platform.machine().lower() in ("aarch64", "arm64")
-
-
-def samples(
-    builder: ir.IRBuilder,
-    law: tuple[str, torch.dtype],
-    columns: int,
-    number: Any,
-    stream: Sequence[Any],
-    values: Sequence[Any],
-) -> list[ir.Value]:
-    """Instructions for all samples of `columns` counters: vectors of sixteen neighbours, in order.
-
-    `number` counts such groups of counters, `stream` is seed and id, `values` the law's parameters.
-    """
-    kind, dtype = law
-    width = WIDTHS[dtype]
-
-    def word(value: Any, shift: int) -> Lanes:
-        return (Lanes(builder, "u64", value) >> shift).cast("u32", "trunc")
-
-    def parameter(value: Any) -> Lanes:
-        if isinstance(value.type, ir.IntType):
-            return word(value, 0)
-        number = Lanes(builder, "f64", value)
-        return number if width == 64 else number.cast("f32", "fptrunc")
-
-    seed, id = stream
-    first = builder.mul(number, ir.Constant(number.type, columns))
-    outputs = ARITHMETIC[32].philox(
-        Counters(word(first, 0), columns), word(first, 32), word(id, 0), word(id, 32), word(seed, 0), word(seed, 32)
-    )
-    words = [output.packed() for output in outputs]
-    lanes = sample_lanes(ARITHMETIC[width], width, kind, words, [parameter(value) for value in values])
-    done = [rounded(lane.spread(columns), dtype) for lane in lanes]
-    return [lane.part(start, COLUMNS).value for start in range(0, columns, COLUMNS) for lane in done]
-
-
-def rounded(lane: Lanes, dtype: torch.dtype) -> Lanes:
-    """Samples of the working precision in the output dtype: as its bits, where LLVM does not know it."""
-    rounding = FORMATS[dtype].rounding if dtype in FORMATS else None
-    if rounding is None:
-        return lane
-    if dtype is torch.float16 and converts_to_float16():
-        return lane.cast("f16", "fptrunc")
-    whole: Lanes = getattr(ARITHMETIC[32], rounding)(lane)
-    return whole.cast(f"u{8 * dtype.itemsize}", "trunc")
-
-
-def block_writer(kind: str, dtype: torch.dtype, columns: int) -> Any:
-    """A Numba intrinsic that writes all that `columns` counters draw to an address."""
-
-    @intrinsic
-    def write_block(context, address, block, seed, stream, streaming, parameters):
-        def build(context, builder, signature, arguments):
-            address, block, seed, stream, streaming, parameters = arguments
-            unpacked = cgutils.unpack_tuple(builder, parameters)
-            vectors = samples(builder, (kind, dtype), columns, block, (seed, stream), unpacked)
-
-            def store(align: int, nontemporal: bool) -> None:
-                for k, vector in enumerate(vectors):
-                    place = builder.add(address, ir.Constant(address.type, k * COLUMNS * dtype.itemsize))
-                    written = builder.store(vector, builder.inttoptr(place, vector.type.as_pointer()), align=align)
-                    if nontemporal:
-                        one = ir.Constant(ir.IntType(32), 1)
-                        written.set_metadata("nontemporal", builder.module.add_metadata([one]))
-
-            with builder.if_else(builder.trunc(streaming, ir.IntType(1))) as (around, through):
-                with around:
-                    store(min(SCRATCH_ALIGNMENT, COLUMNS * dtype.itemsize), nontemporal=True)
-                with through:
-                    store(dtype.itemsize, nontemporal=False)
-            return context.get_dummy_value()
-
-        return types.void(address, block, seed, stream, streaming, parameters), build
-
-    return write_block
-
-
-@intrinsic(prefer_literal=True)
-def scratch(context, size):
-    """The address of `size` (a literal) bytes on the stack."""
-
-    def build(context, builder, signature, arguments):
-        place = cgutils.alloca_once(builder, ir.ArrayType(ir.IntType(8), size.literal_value))
-        place.align = SCRATCH_ALIGNMENT
-        return builder.ptrtoint(place, ir.IntType(64))
-
-    return types.int64(size), build
-
-
-@intrinsic
-def load_int64(context, address):
-    def build(context, builder, signature, arguments):
-        return builder.load(builder.inttoptr(arguments[0], ir.IntType(64).as_pointer()))
-
-    return types.int64(address), build
-
-
-@intrinsic
-def copy_bytes(context, target, source, count):
-    def build(context, builder, signature, arguments):
-        byte = ir.IntType(8).as_pointer()
-        target, source, count = arguments
-        cgutils.raw_memcpy(builder, builder.inttoptr(target, byte), builder.inttoptr(source, byte), count, 1)
-        return context.get_dummy_value()
-
-    return types.void(target, source, count), build
-
-
-@intrinsic(prefer_literal=True)
-def copy_element(context, target, source, size):
-    """One element of `size` (a literal) bytes."""
-    element = ir.IntType(8 * size.literal_value)
-
-    def build(context, builder, signature, arguments):
-        target, source, _ = arguments
-        value = builder.load(builder.inttoptr(source, element.as_pointer()), align=1)
-        builder.store(value, builder.inttoptr(target, element.as_pointer()), align=1)
-        return context.get_dummy_value()
-
-    return types.void(target, source, size), build
-
-
-@intrinsic
-def fence(context):
-    """Makes non-temporal stores visible to other threads before whatever comes next."""
-
-    def build(context, builder, signature, arguments):
-        builder.fence("seq_cst")
-        return context.get_dummy_value()
-
-    return types.void(), build
-
-
-# Every kernel's arguments before the law's parameters; see `build_kernel`.
+# Every kernel's arguments before the law's parameters; see `loops.build_kernel`.
 HEAD = (types.int64,) * 11
-
-
-def build_kernel(kind: str, dtype: torch.dtype, form: str) -> Callable[..., None]:
-    """The Python source of a kernel, still to be compiled.
-
-    The elements to write are `runs`: stretches of `length` neighbours in the global tensor, `stride` bytes apart
-    in memory. Positions count along all runs; a call fills those in [start, stop), so that threads can
-    share a tensor at any cut. Where each run lies is told by a table of (size, index step, byte step) for each of
-    the `outer` dimensions around it. `streaming` asks for stores that go around the cache.
-    For `form` see `cpu.form_of`.
-    """
-    contiguous = form != "strided"
-    columns = at_once() if form == "long" else COLUMNS
-    write_block = block_writer(kind, dtype, columns)
-    block_elements = block_size(WIDTHS[dtype]) * columns // COLUMNS  # of one or two blocks, that is
-    size = dtype.itemsize
-    scratch_bytes = block_elements * size
-
-    def kernel(address, first, length, start, stop, stride, outer, table, seed, stream, streaming, parameters):
-        spare = scratch(scratch_bytes)
-        kept = -1  # the block that the scratch holds: short runs often share one
-        position = start
-        while position < stop:
-            run = position // length
-            offset = position - run * length
-            left = min(length - offset, stop - position)
-            position += left
-            index = first + offset
-            target = address + offset * stride
-            for dimension in range(outer - 1, -1, -1):
-                entry = table + 24 * dimension
-                around = run // load_int64(entry)
-                along = run - around * load_int64(entry)
-                index += along * load_int64(entry + 8)
-                target += along * load_int64(entry + 16)
-                run = around
-            block = index // block_elements
-            skip = index - block * block_elements
-            target -= skip * stride  # where the block's first element would lie
-            aligned = streaming if target % SCRATCH_ALIGNMENT == 0 else 0
-            while left > 0:
-                count = min(block_elements - skip, left)
-                # One call for both cases: the arithmetic stands in the machine code once.
-                whole = contiguous and count == block_elements
-                if whole or block != kept:
-                    write_block(target if whole else spare, block, seed, stream, aligned if whole else 0, parameters)
-                if not whole:
-                    kept = block
-                if contiguous:
-                    if not whole:
-                        copy_bytes(target + skip * size, spare + skip * size, count * size)
-                else:
-                    for k in range(skip, skip + count):
-                        copy_element(target + k * stride, spare + k * size, size)
-                target += block_elements * stride
-                block += 1
-                left -= count
-                skip = 0
-        if streaming:
-            fence()
-
-    kernel.__name__ = kernel.__qualname__ = native.kernel_name(kind, dtype, form)
-    return kernel
 
 
 # --- the entry ---------------------------------------------------------------------------------
@@ -366,6 +146,7 @@ def compiled_library(kind: str, dtype: torch.dtype, form: str, parameters: int) 
     flags.error_model = "numpy"
     flags.no_cpython_wrapper = flags.no_cfunc_wrapper = flags.no_compile = True
     source = build_kernel(kind, dtype, form)
+    source.__name__ = source.__qualname__ = native.kernel_name(kind, dtype, form)
     context = cpu_target.target_context
     library = context.codegen().create_library(source.__name__)
     library.enable_object_caching()

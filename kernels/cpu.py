@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from . import cache, native
-from .engine import Draw, Plan, block_size, row_major, runs_of
+from .engine import Draw, Plan, Runs, block_size, row_major, runs_of
 from .formats import WIDTHS
 from .pages import advise_huge_pages
 from .threads import run
@@ -27,7 +27,7 @@ def kernel(kind: str, dtype: torch.dtype, form: str, parameters: int) -> Callabl
     """A law's kernel for an output dtype, from disk where it can be; `parameters` is how many the law takes.
 
     `kernel(address, first, length, start, stop, stride, outer, table, seed, stream, streaming, parameters)`: see
-    `compiling.build_kernel`. Raises `ImportError` where it would have to be compiled and Numba cannot.
+    `loops.build_kernel`. Raises `ImportError` where it would have to be compiled and Numba cannot.
     """
     name = native.kernel_name(kind, dtype, form)
     path = cache.path_of(name, parameters)
@@ -65,24 +65,27 @@ def compiled(path: Path | None, name: str, wanted: tuple[str, torch.dtype, str, 
     return function
 
 
-FORMS = ("long", "rows", "strided")
+FORMS = ("long", "rows", "strided", "turned")
 
 
-def form_of(length: int, stride: int, dtype: torch.dtype) -> str:
-    """Which form of a law's kernel writes runs of `length` elements, `stride` bytes apart.
+def form_of(runs: Runs, dtype: torch.dtype) -> str:
+    """Which form of a law's kernel writes these runs.
 
-    Long runs of neighbours are drawn two blocks at a time, short ones would waste the second; what is no neighbour in
-    memory is written element by element.
+    Long runs of neighbours are drawn two blocks at a time; short ones would waste the second. What is no neighbour in
+    memory is written element by element, many runs side by side where neighbours in memory stand in different runs.
     """
-    if stride != dtype.itemsize:
-        return "strided"
-    return "long" if length >= 2 * block_size(WIDTHS[dtype]) else "rows"
+    length, stride, outer = runs
+    block = block_size(WIDTHS[dtype])
+    if stride == dtype.itemsize:
+        return "long" if length >= 2 * block else "rows"
+    return "turned" if outer and length >= block and abs(outer[-1][2]) < abs(stride) else "strided"
 
 
 # Measured by `python -m bench.thresholds`.
 THREADS_FROM = 2 << 20  # bytes; below, waking a thread takes longer than drawing
 STREAMING_FROM = 32 << 20  # bytes; below, the tensor had better stay in the cache
 HUGE_PAGES_FROM = 16 << 20  # bytes; twice as fast on fresh memory from here on
+LINE = 64  # bytes of a cache line
 PIECES_A_THREAD = 8  # small enough to even out what the machine does to one thread
 
 
@@ -114,8 +117,10 @@ class CpuEngine:
             write = kernel(kind, dtype, "long", len(parameters))
             write(address, first, count, 0, count, dtype.itemsize, 0, 0, seed, stream, 0, parameters)
             return
-        length, stride, outer = runs_of(out, row_major(out.shape) if steps is None else steps)
-        write = kernel(kind, dtype, form_of(length, stride, dtype), len(parameters))
+        runs = runs_of(out, row_major(out.shape) if steps is None else steps)
+        length, stride, outer = runs
+        form = form_of(runs, dtype)
+        write = kernel(kind, dtype, form, len(parameters))
         # The table lives until the last thread is done, because this frame does.
         table = torch.tensor(outer, dtype=torch.int64, device="cpu") if outer else None
         place = (stride, len(outer), 0 if table is None else table.data_ptr(), seed, stream)
@@ -125,8 +130,10 @@ class CpuEngine:
         if size >= HUGE_PAGES_FROM:
             advise_huge_pages(address, size)
         threads = torch.get_num_threads()
-        piece = piece_length(count, threads, dtype)
-        lead = first % piece  # a cut inside a block would draw it twice
+        # A cut inside a block would draw it twice; runs side by side are not cut at all.
+        together = length * (LINE // dtype.itemsize) if form == "turned" else 2 * block_size(WIDTHS[dtype])
+        piece = piece_length(count, threads, dtype, together)
+        lead = 0 if form == "turned" else first % piece
         streaming = int(size >= STREAMING_FROM)
 
         def fill_piece(number: int) -> None:
@@ -136,9 +143,8 @@ class CpuEngine:
         run(fill_piece, -(-(lead + count) // piece), threads)
 
 
-def piece_length(count: int, threads: int, dtype: torch.dtype) -> int:
-    """How many elements a thread takes at a time: whole blocks, a few pieces a thread, none too small to pay."""
+def piece_length(count: int, threads: int, dtype: torch.dtype, together: int) -> int:
+    """How many elements a thread takes at a time: multiples of `together`, a few a thread, none too small to pay."""
     least = THREADS_FROM // (2 * dtype.itemsize)
     fair = -(-count // (PIECES_A_THREAD * threads))
-    together = 2 * block_size(WIDTHS[dtype])
     return -(-max(least, fair) // together) * together

@@ -70,7 +70,7 @@ def compiled_philox(*words: int) -> tuple[int, ...]:
     from numba.extending import intrinsic
 
     from fastinit.kernels import simd
-    from fastinit.kernels.compiling import ARITHMETIC
+    from fastinit.kernels.blocks import ARITHMETIC
 
     @intrinsic
     def philox(context, arguments):

@@ -80,6 +80,47 @@ def test_boxes_in_turned_memory_in_every_engine(engine, law_name, law, dtype):
     assert same_bits(local, full[1:6, 17:33, 9:29])
 
 
+MEMORIES = {
+    "long": lambda dtype: torch.empty(9, 131, dtype=dtype),
+    "rows": lambda dtype: torch.empty(9, 40, dtype=dtype)[:, 3:37],
+    "strided": lambda dtype: torch.empty(9, 300, dtype=dtype)[:, ::2],
+    "turned": lambda dtype: torch.empty(131, 3, 150, dtype=dtype)[:, :, 5:146].permute(1, 2, 0),
+}
+
+
+# Compiling takes its time: every law in float32 and every dtype for one law; all of them in the slow tests.
+FEW = [c if c[2] is torch.float32 or c[0] == "normal" else pytest.param(*c, marks=pytest.mark.slow) for c in CASES]
+
+
+@pytest.mark.parametrize("form", MEMORIES)
+@pytest.mark.parametrize(("law_name", "law", "dtype"), FEW, ids=CASE_IDS)
+def test_every_form_of_a_kernel_draws_the_same(form, law_name, law, dtype, monkeypatch):
+    """In boxes whose rows begin anywhere in a block."""
+    forms = []
+    monkeypatch.setattr(cpu, "form_of", lambda *given, choose=cpu.form_of: forms.append(choose(*given)) or forms[-1])
+    found, draw = engines.load("cpu"), Draw(*law.parameters(dtype), 3, 4)
+    local = MEMORIES[form](dtype)
+    steps = row_major([size + 7 for size in local.shape])
+    found.fill(local, draw, 2**33 + 50, steps)
+    assert forms == [form]
+    full = torch.empty(steps[0] * local.shape[0] + 50, dtype=dtype)
+    found.fill(full, draw, 2**33, None)
+    assert same_bits(local, full[50:].as_strided(local.shape, steps))
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e5m2, torch.bfloat16, torch.float32, torch.float64], ids=name_of)
+@pytest.mark.parametrize(("rows", "columns", "offset"), [(4096, 4097, 0), (3001, 6007, 1), (70, 250_001, 3)])
+def test_large_transposed_tensors(dtype, rows, columns, offset, two_threads):
+    """Side by side, over threads and through streaming stores; nothing is written beside."""
+    memory = torch.full((rows * columns + 64,), 77.0, dtype=dtype)
+    turned = memory[offset : offset + rows * columns].view(columns, rows).t()
+    fastinit.uniform_(turned, stream=STREAM)
+    expected = fastinit.uniform_(torch.empty(rows, columns, dtype=dtype), stream=STREAM)
+    assert same_bits(turned, expected)
+    assert (bits(memory[:offset]) == bits(torch.tensor(77.0, dtype=dtype))).all()
+    assert (bits(memory[offset + rows * columns :]) == bits(torch.tensor(77.0, dtype=dtype))).all()
+
+
 def test_channels_last():
     image = torch.empty(8, 16, 7, 9, memory_format=torch.channels_last)
     assert same_bits(fastinit.kaiming_normal_(image, stream=STREAM), kaiming((8, 16, 7, 9)))

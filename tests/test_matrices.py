@@ -10,8 +10,10 @@ from common import FLOAT8, FLOATS, bits, name_of, same_bits
 from scipy import stats
 
 import fastinit
-from fastinit import Stream
+from fastinit import Stream, matrices, sparsity
+from fastinit.engines import load
 from fastinit.kernels.formats import FORMATS
+from fastinit.matrices import reflections
 
 ALPHA = 1e-4
 
@@ -36,31 +38,114 @@ def test_orthogonal_is_orthogonal(shape, dtype):
         assert same_bits(tensor, full.to(dtype))
 
 
-def test_orthogonal_is_as_accurate_as_torchs():
-    ours = off_orthogonal(fastinit.orthogonal_(torch.empty(500, 500)).double())
-    theirs = off_orthogonal(torch.nn.init.orthogonal_(torch.empty(500, 500)).double())
+@pytest.mark.parametrize("shape", [(500, 500), (1000, 1000), (1000, 300), (300, 1000)], ids=str)
+def test_orthogonal_is_as_accurate_as_torchs(shape):
+    ours = off_orthogonal(fastinit.orthogonal_(torch.empty(shape)).double())
+    theirs = off_orthogonal(torch.nn.init.orthogonal_(torch.empty(shape)).double())
     assert ours < 2 * theirs
 
 
-def haar_p_values(orthogonal) -> tuple[float, float]:
-    """Traces of Haar-distributed 20 x 20 matrices are nearly N(0, 1); first entries follow a beta law."""
-    matrices = [orthogonal() for _ in range(2000)]
-    traces = torch.stack([torch.trace(m) for m in matrices]).numpy()
-    entries = torch.stack([m[0, 0] for m in matrices]).double().numpy()
-    by_trace = stats.kstest(traces, "norm").pvalue
-    # For n dimensions (1 + x) / 2 is Beta((n - 1) / 2, (n - 1) / 2).
-    by_entry = stats.kstest((1 + entries) / 2, stats.beta(9.5, 9.5).cdf).pvalue
-    return by_trace, by_entry
+@pytest.fixture
+def one_thread():
+    """For thousands of small matrices: on a busy machine torch's threads wait for each other 10 ms a call."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
-def test_orthogonal_is_haar_distributed():
-    for p_value in haar_p_values(lambda: fastinit.orthogonal_(torch.empty(20, 20))):
-        assert p_value > ALPHA
+HAAR_SHAPES = [(20, 20), (20, 6), (6, 20)]
 
 
-def test_the_haar_test_sees_missing_signs():
-    """The twin: QR without the signs that make it unique."""
-    assert min(haar_p_values(lambda: torch.linalg.qr(torch.randn(20, 20))[0])) < ALPHA
+def haar_p_values(orthogonal, shape=(20, 20)) -> list[float]:
+    """How likely matrices of `shape` are so far from Haar's measure: four tests, so ALPHA is for each of them."""
+    matrices = torch.stack([orthogonal(torch.empty(shape)) for _ in range(2000)]).double()
+    long, short = max(shape), min(shape)
+    # Traces are nearly normal, with a variance of short / long.
+    traces = matrices.diagonal(dim1=1, dim2=2).sum(1) / math.sqrt(short / long)
+    # Of a unit vector of n elements each is 2 x - 1, with x from Beta((n - 1) / 2, (n - 1) / 2).
+    beta = stats.beta((long - 1) / 2, (long - 1) / 2).cdf
+    p_values = [stats.kstest(traces.numpy(), "norm").pvalue]
+    p_values += [
+        stats.kstest(((1 + entry) / 2).numpy(), beta).pvalue for entry in (matrices[:, 0, 0], matrices[:, -1, -1])
+    ]
+    if long == short:  # as many reflections as rotations
+        p_values.append(fair(matrices.det() > 0))
+    return p_values
+
+
+def fair(heads: torch.Tensor) -> float:
+    return stats.binomtest(int(heads.sum()), heads.numel()).pvalue
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("shape", HAAR_SHAPES, ids=str)
+def test_orthogonal_is_haar_distributed(shape):
+    assert min(haar_p_values(fastinit.orthogonal_, shape)) > ALPHA
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("shape", HAAR_SHAPES, ids=str)
+def test_the_haar_test_sees_missing_signs(shape, monkeypatch):
+    """The twin: reflections without the signs that make the distribution Haar's."""
+    monkeypatch.setattr(matrices, "reflections", lambda vectors: without_signs(reflections(vectors)))
+    assert min(haar_p_values(fastinit.orthogonal_, shape)) < ALPHA
+
+
+def without_signs(found: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.ones_like(found[0]), found[1]
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_the_haar_test_sees_a_last_column_without_a_sign_of_its_own():
+    """The other twin: the last reflection of a square matrix left out, so that every matrix is a rotation."""
+
+    def rotation(tensor):
+        matrix = fastinit.orthogonal_(tensor)
+        matrix[:, -1] *= matrix.det().sign()
+        return matrix
+
+    assert haar_p_values(rotation)[-1] < ALPHA
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_small_orthogonal_matrices_are_exactly_haar_distributed():
+    """Of O(1) both elements are equally likely; O(2) has a uniform angle and, independent of it, a fair determinant."""
+    assert fair(torch.stack([fastinit.orthogonal_(torch.empty(1, 1)) for _ in range(2000)]) > 0) > ALPHA
+    matrices = torch.stack([fastinit.orthogonal_(torch.empty(2, 2)) for _ in range(4000)]).double()
+    angles = torch.atan2(matrices[:, 1, 0], matrices[:, 0, 0]) / (2 * math.pi) + 0.5
+    turns = matrices.det() > 0
+    assert fair(turns) > ALPHA
+    for part in (angles[turns], angles[~turns]):
+        assert stats.kstest(part.numpy(), "uniform").pvalue > ALPHA
+
+
+@pytest.mark.parametrize("shape", [(7, 7), (4, 9), (1, 1), (1, 5)], ids=str)
+def test_reflections_take_each_vector_to_its_unit_vector(shape):
+    vectors = fastinit.normal_(torch.empty(shape, dtype=torch.float64), stream=Stream(2))
+    made = vectors.clone()
+    signs, scales = reflections(made)
+    product = torch.eye(shape[1], dtype=torch.float64)
+    for k in range(shape[0]):
+        v = torch.cat([torch.zeros(k), torch.ones(1), made[k, k + 1 :]])
+        reflection = torch.eye(shape[1], dtype=torch.float64) - scales[k] * torch.outer(v, v)
+        expected = torch.zeros(shape[1], dtype=torch.float64)
+        expected[k] = signs[k] * vectors[k, k:].norm()
+        assert torch.allclose(reflection @ vectors[k].index_fill(0, torch.arange(k), 0), expected, atol=1e-14)
+        product = product @ reflection
+    ours = fastinit.orthogonal_(torch.empty(shape, dtype=torch.float64), stream=Stream(2))
+    assert torch.allclose(ours, (product[:, : shape[0]] * signs).T, atol=1e-14)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 6), (6, 1), (5, 5), (4, 7), (7, 4)], ids=str)
+@pytest.mark.parametrize("kept", [0, 1, 2])
+def test_vectors_of_zeros_reflect_nothing(shape, kept, monkeypatch):
+    """Samples may be 0. All that are not in the first `kept` columns are 0 here; no sign changes then."""
+    monkeypatch.setattr(matrices, "fill", lambda vectors, *_, **__: vectors.zero_()[:, :kept].fill_(-0.5))
+    tensor = fastinit.orthogonal_(torch.empty(shape))
+    assert off_orthogonal(tensor) < 1e-6
+    if kept == 0:
+        assert torch.equal(tensor, torch.eye(*shape))
 
 
 def test_orthogonal_in_other_layouts():
@@ -114,9 +199,98 @@ def test_sparse_zeros_are_uniform_over_rows():
 
 
 def test_sparse_goes_through_parts(monkeypatch):
-    expected = fastinit.sparse_(torch.empty(50, 40), 0.5, stream=Stream(1))
-    monkeypatch.setattr("fastinit.matrices.SPARSE_PART", 130)
-    assert same_bits(fastinit.sparse_(torch.empty(50, 40), 0.5, stream=Stream(1)), expected)
+    expected = fastinit.sparse_(torch.empty(50, 140), 0.5, stream=Stream(1))
+    for piece, long in ((130, 1 << 20), (1 << 13, 1 << 20), (130, 130)):
+        monkeypatch.setattr(sparsity, "PIECE", piece)
+        monkeypatch.setattr(sparsity, "LONG", long)
+        assert same_bits(fastinit.sparse_(torch.empty(50, 140), 0.5, stream=Stream(1)), expected)
+
+
+SPARSE_WAYS = {"cpu": sparsity.zero_on_cpu, "by order": sparsity.zero_by_order}
+SPARSE_SHAPES = [(1, 1), (1, 7), (7, 1), (2, 3), (64, 64), (130, 70), (300, 9), (33, 200)]
+
+
+@pytest.fixture
+def small_pieces(monkeypatch):
+    for name in ("PIECE", "LONG", "DEVICE_PART"):
+        monkeypatch.setattr(sparsity, name, 1000)
+
+
+class Table:
+    """Words that a test has made, in place of a stream's."""
+
+    def __init__(self, words: torch.Tensor, engine: str = "cpu") -> None:
+        self.words, self.engine = words, load(engine)
+        self.rows, self.columns = words.shape
+
+    def box(self, out, row, column):
+        return out.copy_(self.words[row : row + out.shape[0], column : column + out.shape[1]])
+
+
+def tied_words(shape, distinct, seed=0) -> torch.Tensor:
+    """Words of which only a few are distinct; the least and the greatest unsigned numbers among them."""
+    values = torch.tensor([0, -1, 1, -(1 << 31), (1 << 31) - 1, -2, 5])[:distinct]
+    drawn = torch.randint(len(values), shape, generator=torch.Generator().manual_seed(seed))
+    return values[drawn].int()
+
+
+def smallest_by_definition(words: torch.Tensor, zeros: int) -> torch.Tensor:
+    order = (words.long() & 0xFFFFFFFF).sort(dim=0, stable=True).indices
+    return torch.zeros(words.shape, dtype=torch.bool).scatter_(0, order[:zeros], True)
+
+
+@pytest.mark.parametrize("way", SPARSE_WAYS)
+@pytest.mark.parametrize("distinct", [1, 2, 7])
+@pytest.mark.parametrize("shape", SPARSE_SHAPES, ids=str)
+def test_among_equal_words_the_first_rows_are_zeros(way, distinct, shape, small_pieces):
+    rows, columns = shape
+    for zeros in sorted({1, rows // 10, rows // 2, rows - 1} - {0, *range(rows, rows + 2)}):
+        words = tied_words(shape, distinct, seed=zeros)
+        expected = smallest_by_definition(words, zeros)
+        for top, left in {(0, 0), (rows // 3, columns // 2)}:
+            local = torch.ones(rows - top - rows // 4, columns - left)
+            SPARSE_WAYS[way](local, top, left, zeros, Table(words))
+            assert torch.equal(local == 0, expected[top : top + local.shape[0], left:])
+
+
+@pytest.mark.parametrize("way", SPARSE_WAYS)
+@pytest.mark.parametrize("dtype", FLOATS, ids=name_of)
+@pytest.mark.parametrize("engine", ["cpu", "eager"])
+def test_zeros_have_no_bits_in_any_dtype_and_layout(way, dtype, engine, small_pieces):
+    words = tied_words((90, 70), 5)
+    expected = smallest_by_definition(words, 40)
+    for local in (torch.empty(90, 70, dtype=dtype), torch.empty(70, 90, dtype=dtype).t(),
+                  torch.empty(180, 210, dtype=dtype)[::2, ::3]):  # fmt: skip
+        local.copy_(torch.full((90, 70), -1.5))
+        SPARSE_WAYS[way](local, 0, 0, 40, Table(words, engine))
+        assert torch.equal(bits(local) == 0, expected)
+        assert (local.double()[~expected] == -1.5).all()
+
+
+def test_the_definition_sees_the_last_of_equal_words_chosen():
+    """The twin: the last rows in place of the first ones."""
+    words = tied_words((64, 64), 2)
+    assert not torch.equal(smallest_by_definition(words.flip(0), 30).flip(0), smallest_by_definition(words, 30))
+
+
+@pytest.mark.parametrize("rows", [1, 30, 5000])
+def test_both_ways_choose_the_same_words_of_a_stream(rows, small_pieces):
+    words = sparsity.Drawn(load("cpu"), Stream(3, 4), rows, 130)
+    for zeros in sorted({1, rows // 10, rows // 2, rows - 1} - {0}):
+        by_cpu, by_order = torch.ones(rows, 130), torch.ones(rows, 130)
+        sparsity.zero_on_cpu(by_cpu, 0, 0, zeros, words) if zeros < rows else by_cpu.zero_()
+        sparsity.zero_by_order(by_order, 0, 0, zeros, words)
+        assert torch.equal(by_cpu, by_order)
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0), (1, 4), (6, 4)], ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=name_of)
+def test_sparse_with_no_kept_or_no_elements(shape, dtype):
+    tensor = fastinit.sparse_(torch.ones(shape, dtype=dtype), 1.0)
+    assert (bits(tensor) == 0).all()
+    if 0 not in shape:
+        box = fastinit.shard(torch.ones(0, shape[1], dtype=dtype), shape, (1, 0))
+        assert fastinit.sparse_(box, 0.5) is box
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
@@ -150,7 +324,6 @@ def test_no_loop_over_columns_or_elements():
             self.calls += 1
             return func(*args, **(kwargs or {}))
 
-    from fastinit import matrices
     from fastinit.laws import Normal
 
     def calls(function) -> int:

@@ -1,0 +1,217 @@
+"""The loops of the CPU engine's kernels: from positions in a tensor to blocks and to places in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic, register_jitable
+
+from .blocks import ALIGNMENT, at_once, block_writer
+from .engine import COLUMNS, block_size
+from .formats import WIDTHS
+
+
+@intrinsic(prefer_literal=True)
+def scratch(context, size):
+    """The address of `size` (a literal) bytes on the stack."""
+
+    def build(context, builder, signature, arguments):
+        place = cgutils.alloca_once(builder, ir.ArrayType(ir.IntType(8), size.literal_value))
+        place.align = ALIGNMENT
+        return builder.ptrtoint(place, ir.IntType(64))
+
+    return types.int64(size), build
+
+
+@intrinsic
+def load_int64(context, address):
+    def build(context, builder, signature, arguments):
+        return builder.load(builder.inttoptr(arguments[0], ir.IntType(64).as_pointer()))
+
+    return types.int64(address), build
+
+
+@intrinsic
+def copy_bytes(context, target, source, count):
+    def build(context, builder, signature, arguments):
+        byte = ir.IntType(8).as_pointer()
+        target, source, count = arguments
+        cgutils.raw_memcpy(builder, builder.inttoptr(target, byte), builder.inttoptr(source, byte), count, 1)
+        return context.get_dummy_value()
+
+    return types.void(target, source, count), build
+
+
+@intrinsic(prefer_literal=True)
+def copy_element(context, target, source, size):
+    """One element of `size` (a literal) bytes."""
+    element = ir.IntType(8 * size.literal_value)
+
+    def build(context, builder, signature, arguments):
+        target, source, _ = arguments
+        value = builder.load(builder.inttoptr(source, element.as_pointer()), align=1)
+        builder.store(value, builder.inttoptr(target, element.as_pointer()), align=1)
+        return context.get_dummy_value()
+
+    return types.void(target, source, size), build
+
+
+@intrinsic
+def copy_line(context, target, source, streaming):
+    """A cache line of an aligned source by one store, around the cache where `streaming` and the target is aligned."""
+    line = ir.VectorType(ir.IntType(8), ALIGNMENT).as_pointer()
+
+    def build(context, builder, signature, arguments):
+        target, source, streaming = arguments
+        value = builder.load(builder.inttoptr(source, line), align=ALIGNMENT)
+        with builder.if_else(builder.trunc(streaming, ir.IntType(1))) as (around, through):
+            with around:
+                written = builder.store(value, builder.inttoptr(target, line), align=ALIGNMENT)
+                written.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
+            with through:
+                builder.store(value, builder.inttoptr(target, line), align=1)
+        return context.get_dummy_value()
+
+    return types.void(target, source, streaming), build
+
+
+@intrinsic
+def fence(context):
+    """Makes non-temporal stores visible to other threads before whatever comes next."""
+
+    def build(context, builder, signature, arguments):
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), build
+
+
+@register_jitable(inline="always")
+def place_of(run, outer, table):
+    """Where a run lies: its first element's index and address, from those of run 0; and its place in the innermost of
+    the dimensions around it."""
+    index = target = innermost = 0
+    for dimension in range(outer - 1, -1, -1):
+        entry = table + 24 * dimension
+        around = run // load_int64(entry)
+        along = run - around * load_int64(entry)
+        index += along * load_int64(entry + 8)
+        target += along * load_int64(entry + 16)
+        if dimension == outer - 1:
+            innermost = along
+        run = around
+    return index, target, innermost
+
+
+def build_kernel(kind: str, dtype: torch.dtype, form: str) -> Callable[..., None]:
+    """The Python source of a kernel, still to be compiled.
+
+    The elements to write are `runs`: stretches of `length` neighbours in the global tensor, `stride` bytes apart
+    in memory. Positions count along all runs; a call fills those in [start, stop), so that threads can
+    share a tensor at any cut. Where each run lies is told by a table of (size, index step, byte step) for each of
+    the `outer` dimensions around it. `streaming` asks for stores that go around the cache.
+    For `form` see `cpu.form_of`.
+    """
+    return turned_kernel(kind, dtype) if form == "turned" else straight_kernel(kind, dtype, form)
+
+
+def straight_kernel(kind: str, dtype: torch.dtype, form: str) -> Callable[..., None]:
+    """Run by run, block by block."""
+    contiguous = form != "strided"
+    columns = at_once() if form == "long" else COLUMNS
+    write_block = block_writer(kind, dtype, columns)
+    block_elements = block_size(WIDTHS[dtype]) * columns // COLUMNS  # of one or two blocks, that is
+    size = dtype.itemsize
+    scratch_bytes = block_elements * size
+
+    def kernel(address, first, length, start, stop, stride, outer, table, seed, stream, streaming, parameters):
+        spare = scratch(scratch_bytes)
+        kept = -1  # the block that the scratch holds: short runs often share one
+        position = start
+        while position < stop:
+            run = position // length
+            offset = position - run * length
+            left = min(length - offset, stop - position)
+            position += left
+            index, target, _ = place_of(run, outer, table)
+            index += first + offset
+            target += address + offset * stride
+            block = index // block_elements
+            skip = index - block * block_elements
+            target -= skip * stride  # where the block's first element would lie
+            aligned = streaming if target % ALIGNMENT == 0 else 0
+            while left > 0:
+                count = min(block_elements - skip, left)
+                # One call for both cases: the arithmetic stands in the machine code once.
+                whole = contiguous and count == block_elements
+                if whole or block != kept:
+                    write_block(target if whole else spare, block, seed, stream, aligned if whole else 0, parameters)
+                if not whole:
+                    kept = block
+                if contiguous:
+                    if not whole:
+                        copy_bytes(target + skip * size, spare + skip * size, count * size)
+                else:
+                    for k in range(skip, skip + count):
+                        copy_element(target + k * stride, spare + k * size, size)
+                target += block_elements * stride
+                block += 1
+                left -= count
+                skip = 0
+        if streaming:
+            fence()
+
+    return kernel
+
+
+def turned_kernel(kind: str, dtype: torch.dtype) -> Callable[..., None]:
+    """Many runs side by side, for runs that lie closer together than their elements: a transposed matrix.
+
+    Written run by run, each element would fetch its cache line anew (10 against 1 ns an element, uniform float32,
+    4096 x 4096). A call fills whole runs. The scratch keeps two blocks of each run, as a window of 64 elements can lie
+    in two.
+    """
+    write_block = block_writer(kind, dtype, COLUMNS)
+    block_elements = block_size(WIDTHS[dtype])
+    size = dtype.itemsize
+    side_by_side = ALIGNMENT // size  # runs: a cache line's worth
+    kept = 2 * block_elements  # elements of a run; a power of two
+    scratch_bytes = side_by_side * kept * size
+
+    def kernel(address, first, length, start, stop, stride, outer, table, seed, stream, streaming, parameters):
+        spare, line = scratch(scratch_bytes), scratch(ALIGNMENT)
+        innermost = table + 24 * (outer - 1)
+        runs, step, across = load_int64(innermost), load_int64(innermost + 8), load_int64(innermost + 16)
+        run = start // length
+        while run < stop // length:
+            index, target, along = place_of(run, outer, table)
+            index += first
+            target += address
+            count = min(side_by_side, stop // length - run, runs - along)
+            for begin in range(0, length, block_elements):
+                width = min(block_elements, length - begin)
+                for k in range(count):
+                    here = index + k * step + begin
+                    # The blocks of this window that the one before has not drawn.
+                    block = here // block_elements if begin == 0 else (here - 1) // block_elements + 1
+                    while block * block_elements < here + width:
+                        room = spare + (k * kept + block % 2 * block_elements) * size
+                        write_block(room, block, seed, stream, 0, parameters)
+                        block += 1
+                lines = across == size and count == side_by_side
+                for offset in range(begin, begin + width):
+                    place = target + offset * stride
+                    for k in range(count):
+                        element = k * kept + ((index + k * step + offset) & (kept - 1))
+                        room = line + k * size if lines else place + k * across
+                        copy_element(room, spare + element * size, size)
+                    if lines:
+                        copy_line(place, line, streaming if place % ALIGNMENT == 0 else 0)
+            run += count
+        if streaming:
+            fence()
+
+    return kernel
