@@ -6,8 +6,6 @@ threshold belongs where the ratio passes 1.
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
@@ -15,21 +13,11 @@ import torch
 from fastinit.kernels import cpu
 from fastinit.kernels.engine import Draw
 
+from .timing import medians
+
 NORMAL = Draw("normal", (0.0, 1.0), 1, 1)
 UNIFORM = Draw("uniform", (0.0, 2.0**-24, 0.0, 1 - 2.0**-24), 1, 1)
 NEVER = 1 << 62
-
-
-def medians(*variants: Callable[[], None], budget: float = 0.4) -> list[float]:
-    """Median seconds of each variant, taken in turns."""
-    times: list[list[float]] = [[] for _ in variants]
-    stop = time.perf_counter() + budget * len(variants)
-    while time.perf_counter() < stop or len(times[0]) < 5:
-        for variant, seconds in zip(variants, times, strict=True):
-            start = time.perf_counter()
-            variant()
-            seconds.append(time.perf_counter() - start)
-    return [statistics.median(seconds) for seconds in times]
 
 
 def filler(out: torch.Tensor, draw: Draw, **thresholds: int) -> Callable[[], None]:

@@ -23,6 +23,7 @@ import torch.nn.init
 from torch import Tensor
 
 from . import init
+from .fans import kaiming_std, xavier_std
 from .fill import fill
 from .judging import Observed, ks_distance, moments
 from .kernels.formats import FORMATS
@@ -152,11 +153,11 @@ def symmetric(std: float) -> Uniform:
 
 
 def kaiming(tensor: Tensor, a: float, mode: str, nonlinearity: str) -> float:
-    return init._kaiming_std(tensor, a, mode, nonlinearity, None)
+    return kaiming_std(tensor, a, mode, nonlinearity, None)
 
 
 def xavier(tensor: Tensor, gain: float) -> float:
-    return init._xavier_std("xavier", tensor, gain, None)
+    return xavier_std("xavier", tensor, gain, None)
 
 
 LAWS: dict[str, Callable[..., Law]] = {

@@ -1,4 +1,5 @@
-"""Fan-in and fan-out: how many inputs and outputs a weight joins, by torch's rule or a layout of one's own."""
+"""Fan-in and fan-out: how many inputs and outputs a weight joins, by torch's rule or a layout of one's own; and the
+standard deviations that they make."""
 
 from __future__ import annotations
 
@@ -10,6 +11,8 @@ import torch.nn.init
 from .regions import Target
 
 torch_init: Any = torch.nn.init  # its stubs know nothing of shards
+NUMBERS = {float, int}
+MODES = ("fan_in", "fan_out")
 AXES = {"o": "output features", "i": "input features", "s": "receptive field", "b": "batch of independent weights"}
 
 
@@ -23,8 +26,11 @@ def fans(tensor: Target, layout: str | None = None) -> tuple[int, int]:
     layout that does not fit.
     """
     if layout is None:
-        fan_in, fan_out = torch_init._calculate_fan_in_and_fan_out(tensor)
-        return fan_in, fan_out
+        shape = tensor.shape
+        if len(shape) < 2:
+            torch_init._calculate_fan_in_and_fan_out(tensor)  # raises in torch's words
+        field = 1 if len(shape) == 2 else math.prod(shape[2:])
+        return shape[1] * field, shape[0] * field
     if not isinstance(layout, str) or set(layout) - set(AXES):
         legend = ", ".join(f"{letter} ({meaning})" for letter, meaning in AXES.items())
         raise ValueError(f"a layout is a string of the letters {legend}; got {layout!r}")
@@ -43,8 +49,26 @@ def fans(tensor: Target, layout: str | None = None) -> tuple[int, int]:
 
 def chosen_fan(tensor: Target, mode: Any, layout: str | None = None) -> int:
     """The fan that `mode` ("fan_in" or "fan_out") names. Raises torch's `ValueError` for another mode."""
-    if layout is None:
-        return int(torch_init._calculate_correct_fan(tensor, mode))
-    if mode.lower() not in ("fan_in", "fan_out"):
-        torch_init._calculate_correct_fan(tensor, mode)  # raises in torch's words
-    return fans(tensor, layout)[mode.lower() == "fan_out"]
+    if mode not in MODES:
+        mode = mode.lower()
+        if mode not in MODES:
+            torch_init._calculate_correct_fan(tensor, mode)  # raises in torch's words
+    return fans(tensor, layout)[mode == "fan_out"]
+
+
+def xavier_std(name: str, tensor: Target, gain: float, layout: str | None) -> float:
+    """gain * sqrt(2 / (fan_in + fan_out)). Raises `ZeroDivisionError`, on behalf of `name`, where both are 0."""
+    fan_in, fan_out = fans(tensor, layout)
+    if fan_in + fan_out == 0:
+        raise ZeroDivisionError(f"{name} divides by fan_in + fan_out, which is 0 for shape {tuple(tensor.shape)}")
+    return gain * math.sqrt(2.0 / float(fan_in + fan_out))
+
+
+def kaiming_std(tensor: Target, a: float, mode: Any, nonlinearity: Any, layout: str | None) -> float:
+    """gain / sqrt(fan), torch's errors included."""
+    fan = chosen_fan(tensor, mode, layout)
+    if nonlinearity == "leaky_relu" and type(a) in NUMBERS:
+        gain = math.sqrt(2.0 / (1 + a * a))  # torch's `a**2` goes through a C library's pow, whose last bit is its own
+    else:
+        gain = torch_init.calculate_gain(nonlinearity, a)
+    return gain / math.sqrt(fan)

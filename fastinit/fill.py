@@ -74,12 +74,12 @@ def remember(law: Law, dtype: torch.dtype, plan: Plan) -> None:
     plans[(type(law), dtype, *(getattr(values, field.name) for field in fields(values)))] = plan
 
 
-def fill_quickly(tensor: Any, law: type[Law], stream: Stream | None, *numbers: float) -> bool:
-    """`fill` with law(*numbers), for a tensor whose way is QUICK, if it is small and was so filled before.
+def fill_quickly(tensor: Any, key: tuple[Any, ...], stream: Stream | None) -> bool:
+    """`fill` for a tensor whose way is QUICK, if it is small and its law, dtype and numbers were seen before.
 
     Returns whether it did; else nothing has happened. The bits are those of `fill`.
     """
-    plan = plans.get((law, tensor.dtype, *numbers))
+    plan = plans.get(key)
     if plan is None or forced_engine.get() is not None:
         return False
     write, parameters, most, size = plan
@@ -87,7 +87,7 @@ def fill_quickly(tensor: Any, law: type[Law], stream: Stream | None, *numbers: f
     if count > most:
         return False
     if stream is None:
-        drawn.number.random_(LOWEST, None)  # without `generator=`, which costs 70 ns
+        drawn.draw(LOWEST, None)  # without `generator=`, which costs 70 ns
         seed, word = drawn.room.value, 0
     else:
         seed, word = stream.seed, stream.id

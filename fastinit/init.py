@@ -23,7 +23,7 @@ import torch.nn.init
 from torch import Generator
 
 from . import matrices
-from .fans import chosen_fan, fans
+from .fans import NUMBERS, kaiming_std, xavier_std
 from .fill import fill, fill_quickly
 from .kernels.formats import FORMATS
 from .laws import Normal, TruncNormal, Uniform, Words, working
@@ -32,7 +32,6 @@ from .streams import Stream, check_source
 from .ways import QUICK, TORCH, Way, outside_contract, refuse_inference_write, way
 
 T = TypeVar("T", bound=Target)
-NUMBERS = {float, int}
 
 torch_init: Any = torch.nn.init  # its stubs know nothing of shards
 
@@ -52,7 +51,11 @@ def uniform_(
     stream: Stream | None = None,
 ) -> T:
     """Fill with samples uniform on [a, b), as `torch.nn.init.uniform_`."""
-    return _uniform(tensor, a, b, generator, fast, stream, way(tensor, generator, fast, stream))
+    by = way(tensor, generator, fast, stream)
+    numbers = type(a) in NUMBERS and type(b) in NUMBERS
+    if by is QUICK and numbers and fill_quickly(tensor, (Uniform, tensor.dtype, a, b), stream):
+        return tensor
+    return _uniform(tensor, a, b, generator, fast, stream, by)
 
 
 def normal_(
@@ -65,7 +68,11 @@ def normal_(
     stream: Stream | None = None,
 ) -> T:
     """Fill with samples of N(mean, std^2), as `torch.nn.init.normal_`; none beyond 6.77 std (9.5 in float64)."""
-    return _normal(tensor, mean, std, generator, fast, stream, way(tensor, generator, fast, stream))
+    by = way(tensor, generator, fast, stream)
+    numbers = type(mean) in NUMBERS and type(std) in NUMBERS
+    if by is QUICK and numbers and fill_quickly(tensor, (Normal, tensor.dtype, mean, std), stream):
+        return tensor
+    return _normal(tensor, mean, std, generator, fast, stream, by)
 
 
 def trunc_normal_(
@@ -90,7 +97,7 @@ def trunc_normal_(
         by is QUICK
         and NUMBERS.issuperset((type(mean), type(std), type(a), type(b)))
         and a - 2 * std <= mean <= b + 2 * std
-        and fill_quickly(tensor, TruncNormal, stream, mean, std, a, b)
+        and fill_quickly(tensor, (TruncNormal, tensor.dtype, mean, std, a, b), stream)
     ):
         return tensor
     if std == 0:
@@ -149,7 +156,9 @@ def xavier_uniform_(
     """Uniform with std gain * sqrt(2 / (fan_in + fan_out)), as torch has it (Glorot and Bengio 2010, equation 16)."""
     if (by := way(tensor, generator, fast, stream)) is TORCH and layout is None:
         return _torch(torch_init.xavier_uniform_, tensor, gain, generator)
-    bound = math.sqrt(3.0) * _xavier_std("xavier_uniform_", tensor, gain, layout)
+    bound = math.sqrt(3.0) * xavier_std("xavier_uniform_", tensor, gain, layout)
+    if by is QUICK and fill_quickly(tensor, (Uniform, tensor.dtype, -bound, bound), stream):
+        return tensor
     return _uniform(tensor, -bound, bound, generator, fast, stream, by)
 
 
@@ -165,7 +174,9 @@ def xavier_normal_(
     """Normal with std gain * sqrt(2 / (fan_in + fan_out)), as torch has it (Glorot and Bengio 2010, equation 12)."""
     if (by := way(tensor, generator, fast, stream)) is TORCH and layout is None:
         return _torch(torch_init.xavier_normal_, tensor, gain, generator)
-    std = _xavier_std("xavier_normal_", tensor, gain, layout)
+    std = xavier_std("xavier_normal_", tensor, gain, layout)
+    if by is QUICK and fill_quickly(tensor, (Normal, tensor.dtype, 0.0, std), stream):
+        return tensor
     return _normal(tensor, 0.0, std, generator, fast, stream, by)
 
 
@@ -186,7 +197,9 @@ def kaiming_uniform_(
     if 0 in tensor.shape:
         warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=2)
         return tensor
-    bound = math.sqrt(3.0) * _kaiming_std(tensor, a, mode, nonlinearity, layout)
+    bound = math.sqrt(3.0) * kaiming_std(tensor, a, mode, nonlinearity, layout)
+    if by is QUICK and fill_quickly(tensor, (Uniform, tensor.dtype, -bound, bound), stream):
+        return tensor
     return _uniform(tensor, -bound, bound, generator, fast, stream, by)
 
 
@@ -207,7 +220,9 @@ def kaiming_normal_(
     if 0 in tensor.shape:
         warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=2)
         return tensor
-    std = _kaiming_std(tensor, a, mode, nonlinearity, layout)
+    std = kaiming_std(tensor, a, mode, nonlinearity, layout)
+    if by is QUICK and fill_quickly(tensor, (Normal, tensor.dtype, 0.0, std), stream):
+        return tensor
     return _normal(tensor, 0.0, std, generator, fast, stream, by)
 
 
@@ -222,7 +237,8 @@ def orthogonal_(
     """A (semi) orthogonal matrix, Haar-distributed, times gain, as `torch.nn.init.orthogonal_` (Saxe et al. 2013).
 
     Narrower tensors are computed in float32 (where torch raises). A shard costs the memory and time of its
-    global matrix. The normal samples keep the stream contract; their QR factors are the device's own library's.
+    global matrix. The normal samples keep the stream contract; the product of the reflections made from them (Stewart
+    1980) is the device's own library's.
     """
     if way(tensor, generator, fast, stream) is TORCH or tensor.ndimension() < 2:
         return _torch(torch_init.orthogonal_, tensor, gain, generator)
@@ -319,8 +335,6 @@ def _uniform(
     stream: Stream | None,
     by: Way,
 ) -> T:
-    if by is QUICK and NUMBERS.issuperset((type(a), type(b))) and fill_quickly(target, Uniform, stream, a, b):
-        return target
     if by is TORCH:
         return _torch(torch_init.uniform_, target, a, b, generator)
     numbers = _numbers(torch_init.uniform_, a, b)
@@ -341,8 +355,6 @@ def _normal(
     stream: Stream | None,
     by: Way,
 ) -> T:
-    if by is QUICK and NUMBERS.issuperset((type(mean), type(std))) and fill_quickly(target, Normal, stream, mean, std):
-        return target
     if by is TORCH:
         return _torch(torch_init.normal_, target, mean, std, generator)
     numbers = _numbers(torch_init.normal_, mean, std)
@@ -350,21 +362,6 @@ def _normal(
     if numbers is None or not (abs(numbers[0]) <= greatest and 0 <= numbers[1] <= greatest):
         return _by_torch(target, stream, torch_init.normal_, mean, std, generator)
     return fill(target, Normal(*numbers), generator, fast=fast, stream=stream)
-
-
-def _xavier_std(name: str, tensor: Target, gain: float, layout: str | None) -> float:
-    fan_in, fan_out = _calculate_fan_in_and_fan_out(tensor) if layout is None else fans(tensor, layout)
-    if fan_in + fan_out == 0:
-        raise ZeroDivisionError(f"{name} divides by fan_in + fan_out, which is 0 for shape {tuple(tensor.shape)}")
-    return gain * math.sqrt(2.0 / float(fan_in + fan_out))
-
-
-def _kaiming_std(tensor: Target, a: float, mode: Any, nonlinearity: Any, layout: str | None) -> float:
-    fan = chosen_fan(tensor, mode, layout)
-    gain = calculate_gain(nonlinearity, a)
-    if nonlinearity == "leaky_relu" and type(a) in NUMBERS:
-        gain = math.sqrt(2.0 / (1 + a * a))  # torch's `a**2` goes through a C library's pow, whose last bit is its own
-    return gain / math.sqrt(fan)
 
 
 def _no_grad_uniform_(tensor: T, a: float, b: float, generator: Generator | None = None) -> T:

@@ -20,7 +20,7 @@ from .streams import Stream, check_source
 SAMPLED = tuple(FORMATS)
 ORDINARY = {Tensor, Parameter, Buffer}
 STRIDED = torch.strided
-is_compiling = torch.compiler.is_compiling
+is_compiling, is_dynamo_compiling = torch.compiler.is_compiling, torch.compiler.is_dynamo_compiling
 function_modes, dispatch_modes = torch._C._len_torch_function_stack, torch._C._len_torch_dispatch_stack
 transform, tracing = torch._C._functorch.maybe_current_level, torch._C._get_tracing_state
 
@@ -42,27 +42,29 @@ def way(target: Target, generator: torch.Generator | None, fast: bool | None, st
     Raises `RuntimeError` where torch.nn.init would have to and cannot: with `fast=True`, and where a stream or a shard
     is given.
     """
-    seen: Any = target  # a tensor, as `type` says before anything else is asked
-    if (  # a small fill takes torch 2.4 us, so every look (some 50 ns each) counts
-        not is_compiling()  # first: Dynamo need not trace the rest
-        and fast is None
-        and generator is None
-        and (stream is None or type(stream) is Stream)
-        and type(seen) in ORDINARY
-        and not flags.in_use
-        and not function_modes()
-        and not dispatch_modes()
-        and transform() is None
-        and tracing() is None
-        and seen.is_cpu
-        and seen.dtype in FORMATS
-        and seen.layout is STRIDED
-        and seen.is_contiguous()
-        and not seen.is_neg()
-        and not seen.is_inference()
-        and seen.data_ptr()
-    ):
-        return QUICK
+    seen: Any = target  # a tensor, as its type says before anything else is asked
+    try:  # a small fill takes torch 2.4 us, so every look (some 50 ns each) and every call in between count
+        if (
+            not is_dynamo_compiling()  # first: Dynamo need not trace the rest
+            and fast is None
+            and generator is None
+            and (stream is None or type(stream) is Stream)
+            and type(seen) in ORDINARY
+            and not flags.in_use
+            and not function_modes()
+            and not dispatch_modes()
+            and transform() is None
+            and tracing() is None
+            and seen.is_cpu
+            and seen.dtype in FORMATS
+            and seen.is_contiguous()
+            and not seen.is_neg()
+            and seen._version >= 0  # inference tensors have none, which is an error
+            and seen.data_ptr()
+        ):
+            return QUICK
+    except RuntimeError:  # torch's, for an address, strides or a version that this tensor does not have
+        pass
     check_source(generator, stream)
     tensor = local_of(target)
     flags.check_fast(fast)

@@ -86,7 +86,7 @@ THREADS_FROM = 2 << 20  # bytes; below, waking a thread takes longer than drawin
 STREAMING_FROM = 32 << 20  # bytes; below, the tensor had better stay in the cache
 HUGE_PAGES_FROM = 16 << 20  # bytes; twice as fast on fresh memory from here on
 LINE = 64  # bytes of a cache line
-PIECES_A_THREAD = 8  # small enough to even out what the machine does to one thread
+PIECES_A_THREAD = 64  # small enough to even out what the machine does to one thread: 0.205 ns for 8 pieces' 0.238
 
 
 class CpuEngine:

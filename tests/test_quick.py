@@ -30,9 +30,9 @@ def quick_fills(monkeypatch):
     monkeypatch.setattr(fill, "plans", {})
     seen = []
 
-    def watched(tensor, law, stream, *numbers):
-        done = fill.fill_quickly(tensor, law, stream, *numbers)
-        seen.extend([law] * done)
+    def watched(tensor, key, stream):
+        done = fill.fill_quickly(tensor, key, stream)
+        seen.extend([key] * done)
         return done
 
     monkeypatch.setattr(fastinit.init, "fill_quickly", watched)
@@ -90,12 +90,13 @@ def test_no_elements_are_no_work():
         torch.empty(4, dtype=torch.complex64),
         torch._neg_view(torch.empty(4)),
         torch.empty(4).to_sparse(),
+        torch.empty(4).to_mkldnn(),
         torch.empty(4, device="meta"),
         torch._efficientzerotensor(4),
         nn.UninitializedParameter(),
         [1.0],
     ],
-    ids=["strided", "complex", "negated", "sparse", "meta", "zero", "uninitialised", "list"],
+    ids=["strided", "complex", "negated", "sparse", "mkldnn", "meta", "zero", "uninitialised", "list"],
 )
 def test_what_is_out_of_the_ordinary_is_looked_at_twice(tensor):
     looked: list[object] = []

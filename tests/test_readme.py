@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import benches
 import pytest
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -24,8 +25,12 @@ def test_there_are_two_commands():
 
 
 def test_the_table_has_the_benchmarks_rows():
-    """The README's numbers are pasted from the benchmark: same cases, in the same order."""
-    script = (Path(__file__).parents[1] / "bench" / "speed.py").read_text()
-    calls = re.findall(r'^    \("(\w+)", (\{.*?\}), torch\.(\w+)', script, re.M)
-    rows = re.findall(r"^\| (\w+)\((.*?)\) \| (\w+) \|", README, re.M)
-    assert [(name, dtype) for name, _, dtype in calls] == [(name, dtype) for name, _, dtype in rows]
+    """The README's numbers come from the report: same cases, in the same order."""
+    wanted = [(case.shown, case.dtype_name) for case in benches.load("cases").TABLE]
+    assert re.findall(r"^\| (\w+\(.*?\)) \| (\w+) \|", README, re.M) == wanted
+
+
+def test_the_pictures_are_there():
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", README)
+    assert len(pictures) == 3
+    assert all((Path(__file__).parents[1] / picture).read_bytes()[:4] == b"\x89PNG" for picture in pictures)
