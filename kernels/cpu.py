@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from . import cache, native
-from .engine import Draw, Plan, Runs, block_size, row_major, runs_of
+from .engine import AT_MOST, Draw, Plan, Runs, block_size, row_major, runs_of
 from .formats import WIDTHS
 from .pages import advise_huge_pages
 from .threads import run
@@ -71,13 +71,13 @@ FORMS = ("long", "rows", "strided", "turned")
 def form_of(runs: Runs, dtype: torch.dtype) -> str:
     """Which form of a law's kernel writes these runs.
 
-    Long runs of neighbours are drawn two blocks at a time; short ones would waste the second. What is no neighbour in
+    Long runs of neighbours are drawn some blocks at a time; short ones would waste them. What is no neighbour in
     memory is written element by element, many runs side by side where neighbours in memory stand in different runs.
     """
     length, stride, outer = runs
     block = block_size(WIDTHS[dtype])
     if stride == dtype.itemsize:
-        return "long" if length >= 2 * block else "rows"
+        return "long" if length >= AT_MOST * block else "rows"
     return "turned" if outer and length >= block and abs(outer[-1][2]) < abs(stride) else "strided"
 
 
@@ -131,7 +131,7 @@ class CpuEngine:
             advise_huge_pages(address, size)
         threads = torch.get_num_threads()
         # A cut inside a block would draw it twice; runs side by side are not cut at all.
-        together = length * (LINE // dtype.itemsize) if form == "turned" else 2 * block_size(WIDTHS[dtype])
+        together = length * (LINE // dtype.itemsize) if form == "turned" else AT_MOST * block_size(WIDTHS[dtype])
         piece = piece_length(count, threads, dtype, together)
         lead = 0 if form == "turned" else first % piece
         streaming = int(size >= STREAMING_FROM)

@@ -10,6 +10,8 @@ import torch
 
 # Sixteen neighbours come from sixteen neighbouring counters; a block is all that these sixteen draw.
 COLUMNS = 16
+# How many blocks an engine of vectors draws at a time, where it pays.
+AT_MOST = 4
 # Kinds whose last argument is a series: how many arguments stand before it.
 SERIES_AFTER = {"truncated_narrow": 3, "truncated_tail": 6}
 # Kinds whose first parameter is compared with a word, and so is an int.

@@ -121,9 +121,9 @@ def build_kernel(kind: str, dtype: torch.dtype, form: str) -> Callable[..., None
 def straight_kernel(kind: str, dtype: torch.dtype, form: str) -> Callable[..., None]:
     """Run by run, block by block."""
     contiguous = form != "strided"
-    columns = at_once() if form == "long" else COLUMNS
+    columns = at_once(WIDTHS[dtype]) if form == "long" else COLUMNS
     write_block = block_writer(kind, dtype, columns)
-    block_elements = block_size(WIDTHS[dtype]) * columns // COLUMNS  # of one or two blocks, that is
+    block_elements = block_size(WIDTHS[dtype]) * columns // COLUMNS  # of one block, two or four
     size = dtype.itemsize
     scratch_bytes = block_elements * size
 

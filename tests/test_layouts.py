@@ -81,10 +81,10 @@ def test_boxes_in_turned_memory_in_every_engine(engine, law_name, law, dtype):
 
 
 MEMORIES = {
-    "long": lambda dtype: torch.empty(9, 131, dtype=dtype),
+    "long": lambda dtype: torch.empty(9, 300, dtype=dtype),
     "rows": lambda dtype: torch.empty(9, 40, dtype=dtype)[:, 3:37],
     "strided": lambda dtype: torch.empty(9, 300, dtype=dtype)[:, ::2],
-    "turned": lambda dtype: torch.empty(131, 3, 150, dtype=dtype)[:, :, 5:146].permute(1, 2, 0),
+    "turned": lambda dtype: torch.empty(300, 3, 150, dtype=dtype)[:, :, 5:146].permute(1, 2, 0),
 }
 
 
