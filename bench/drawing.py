@@ -148,7 +148,7 @@ def draw_roofs(ax: Any, report: Report, xs: Sequence[float]) -> None:
     low, high = min(*xs, bend) / 2.5, max(*xs, bend) * 2.5
     ax.loglog([low, bend, high], [memory, memory, count / high], color=COLOURS["fill_"], linewidth=1.6)
     style = {"textcoords": "offset points", "fontsize": 8.5, "color": TEXT}
-    ax.annotate(f"memory: {memory:.3g} GB/s, as fill_ writes", (low, memory), (4, 5), **style)
+    ax.annotate(f"fill_: {memory:.3g} GB/s", (low, memory), (4, 5), **style)
     middle = math.sqrt(bend * high)
     ax.annotate(f"arithmetic on {count} threads", (middle, count / middle), (8, 4), **style)
     ax.set_xlim(low, high)

@@ -12,11 +12,12 @@ import torch
 
 from fastinit.kernels import cpu
 from fastinit.kernels.engine import Draw
+from fastinit.laws import Normal, Uniform
 
 from .timing import medians
 
-NORMAL = Draw("normal", (0.0, 1.0), 1, 1)
-UNIFORM = Draw("uniform", (0.0, 2.0**-24, 0.0, 1 - 2.0**-24), 1, 1)
+NORMAL = Draw(*Normal(0.0, 1.0).parameters(torch.float32), 1, 1)
+UNIFORM = Draw(*Uniform(0.0, 1.0).parameters(torch.float32), 1, 1)
 NEVER = 1 << 62
 
 

@@ -19,7 +19,7 @@ import torch
 
 from . import CONTRACT, __version__, engines, flags
 from .kernels import pages
-from .kernels.engine import Engine
+from .kernels.engine import GPUS, Engine
 from .kernels.formats import FORMATS
 from .laws import EVERY_KIND
 
@@ -128,7 +128,7 @@ def state(engine: Engine | str) -> str:
 def gpus() -> list[torch.device]:
     return [
         torch.device(kind, index)
-        for kind in engines.GPUS
+        for kind in GPUS
         if (module := getattr(torch, kind, None)) is not None and module.is_available()
         for index in range(module.device_count())
     ]

@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 
 from .flags import forced_engine
-from .kernels.engine import Draw, Engine, parts, row_major
+from .kernels.engine import GPUS, Draw, Engine, parts, row_major
 from .laws import Parameters
 
 CLASSES = {"reference": "ReferenceEngine", "cpu": "CpuEngine", "gpu": "GpuEngine", "eager": "EagerEngine"}
 # What an engine must draw before it is trusted: Philox of counter 0 and key 0 (Random123's known answers).
 KNOWN_WORDS = (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)
 STAGING = 1 << 22  # elements that the CPU draws at a time for a device without an engine
-GPUS = ("cuda", "xpu")  # ROCm's devices call themselves cuda, too
 
 
 @functools.cache

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .kernels.engine import GPUS
+
 MASK = (1 << 64) - 1
 LOWEST = -(1 << 63)  # torch's `random_` takes bounds: from here to the end of int64, which is 64 bits
 
@@ -77,7 +79,7 @@ def drawn_seed(generator: torch.Generator | None) -> int:
     if generator is None or generator.device.type == "cpu":
         drawn.draw(LOWEST, None, generator=generator)
         return drawn.room.value
-    if hasattr(generator, "get_offset") and generator.device.type in ("cuda", "xpu"):
+    if hasattr(generator, "get_offset") and generator.device.type in GPUS:
         offset = generator.get_offset()
         generator.set_offset(offset + 4)  # torch wants multiples of 4
         return _digest((generator.initial_seed() & MASK).to_bytes(8, "little"), offset.to_bytes(8, "little"))

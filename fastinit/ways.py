@@ -13,6 +13,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
 from . import engines, flags
+from .kernels.engine import GPUS
 from .kernels.formats import FORMATS
 from .regions import Shard, Target, local_of
 from .streams import Stream, check_source
@@ -123,7 +124,7 @@ def outside_contract(tensor: Tensor, dtypes: tuple[torch.dtype, ...] = SAMPLED) 
         return f"it is not a plain strided tensor but {tensor.layout}{', negated lazily' if tensor.is_neg() else ''}"
     if not tensor.is_contiguous() and may_overlap(tensor):
         return "its elements may share memory"
-    if (tensor.is_cpu or tensor.device.type in engines.GPUS) and tensor.data_ptr() == 0 and tensor.numel():
+    if (tensor.is_cpu or tensor.device.type in GPUS) and tensor.data_ptr() == 0 and tensor.numel():
         return "its memory is not allocated"
     return None
 

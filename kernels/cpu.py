@@ -83,9 +83,10 @@ def form_of(runs: Runs, dtype: torch.dtype) -> str:
 
 # Measured by `python -m bench.thresholds`.
 THREADS_FROM = 2 << 20  # bytes; below, waking a thread takes longer than drawing
-STREAMING_FROM = 32 << 20  # bytes; below, the tensor had better stay in the cache
+STREAMING_FROM = 8 << 20  # bytes; below, the tensor had better stay in the cache
 HUGE_PAGES_FROM = 16 << 20  # bytes; twice as fast on fresh memory from here on
 LINE = 64  # bytes of a cache line
+LEAST_PIECE = 1 << 19  # bytes; handing out less takes longer than it evens out
 PIECES_A_THREAD = 64  # small enough to even out what the machine does to one thread: 0.205 ns for 8 pieces' 0.238
 
 
@@ -145,6 +146,5 @@ class CpuEngine:
 
 def piece_length(count: int, threads: int, dtype: torch.dtype, together: int) -> int:
     """How many elements a thread takes at a time: multiples of `together`, a few a thread, none too small to pay."""
-    least = THREADS_FROM // (2 * dtype.itemsize)
     fair = -(-count // (PIECES_A_THREAD * threads))
-    return -(-max(least, fair) // together) * together
+    return -(-max(LEAST_PIECE // dtype.itemsize, fair) // together) * together

@@ -12,6 +12,7 @@ import torch
 COLUMNS = 16
 # How many blocks an engine of vectors draws at a time, where it pays.
 AT_MOST = 4
+GPUS = ("cuda", "xpu")  # ROCm's devices call themselves cuda, too
 # Kinds whose last argument is a series: how many arguments stand before it.
 SERIES_AFTER = {"truncated_narrow": 3, "truncated_tail": 6}
 # Kinds whose first parameter is compared with a word, and so is an int.

@@ -15,7 +15,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
 from . import tiles
-from .engine import COLUMNS, SERIES_AFTER, WHOLE_NUMBER_FIRST, Draw, as_signed, block_size, row_major, runs_of
+from .engine import COLUMNS, GPUS, SERIES_AFTER, WHOLE_NUMBER_FIRST, Draw, as_signed, block_size, row_major, runs_of
 from .formats import FORMATS, WIDTHS
 from .tiles import INTERPRETED
 
@@ -272,7 +272,7 @@ class GpuEngine:
     compiled = True
 
     def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        if device.type not in (("cpu",) if INTERPRETED else ("cuda", "xpu")):
+        if device.type not in (("cpu",) if INTERPRETED else GPUS):
             where = "the CPU (TRITON_INTERPRET=1)" if INTERPRETED else "a GPU"
             return f"it writes to memory of {where}, not of {device.type}"
         return None if dtype in WIDTHS else f"the stream contract does not cover {dtype}"
