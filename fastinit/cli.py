@@ -14,9 +14,6 @@ from typing import Any
 
 import torch
 
-from .laws import EVERY_KIND, Words
-from .ways import SAMPLED
-
 OK, FAILED, MISUSED = 0, 1, 2
 EXAMPLE = "fastinit compare torch.nn:Transformer --set d_model=256"
 
@@ -191,7 +188,7 @@ def run_warmup(arguments: argparse.Namespace) -> int:
     from .kernels.cache import folder
     from .kernels.cpu import kernel
 
-    begin, kernels = time.perf_counter(), every_kernel()
+    begin, kernels = time.perf_counter(), engines.every_kernel()
     for wanted in tqdm(kernels, desc="compiling", unit="kernel", disable=None):
         kernel(*wanted)
     took = time.perf_counter() - begin
@@ -204,13 +201,3 @@ def run_warmup(arguments: argparse.Namespace) -> int:
         return FAILED
     print(f"{len(kernels)} kernels ready in {took:.1f} s, kept in {folder()}")
     return OK
-
-
-def every_kernel() -> list[tuple[str, torch.dtype, str, int]]:
-    """Kind, output dtype, form and number of parameters of all kernels that the CPU engine can ask for."""
-    from .kernels.cpu import FORMS
-
-    pairs = [(law, dtype) for law in EVERY_KIND for dtype in SAMPLED] + [(Words(), torch.int32)]
-    kinds = [(*law.parameters(dtype), dtype) for law, dtype in pairs]
-    wanted = {(kind, dtype, len(values)): None for kind, values, dtype in kinds}  # in order, each once
-    return [(kind, dtype, form, count) for kind, dtype, count in wanted for form in FORMS]

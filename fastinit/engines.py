@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any, Protocol, cast
@@ -13,7 +14,9 @@ from torch import Tensor
 
 from .flags import forced_engine
 from .kernels.engine import GPUS, Draw, Engine, parts, row_major
-from .laws import Parameters
+from .kernels.formats import FORMATS
+from .kernels.forms import FORMS, Form
+from .laws import EVERY_KIND, Parameters, Words
 
 CLASSES = {"reference": "ReferenceEngine", "cpu": "CpuEngine", "gpu": "GpuEngine", "eager": "EagerEngine"}
 # What an engine must draw before it is trusted: Philox of counter 0 and key 0 (Random123's known answers).
@@ -35,6 +38,14 @@ def load(name: str) -> Engine | str:
         return engine
     except Exception as error:  # a broken installation can raise anything
         return f"{type(error).__name__}: {error}"
+
+
+def every_kernel() -> list[tuple[str, torch.dtype, Form, int]]:
+    """Kind, output dtype, form and number of parameters of all kernels that the CPU engine can ask for."""
+    pairs = [(law, dtype) for law in EVERY_KIND for dtype in FORMATS] + [(Words(), torch.int32)]
+    kinds = [(*law.parameters(dtype), dtype) for law, dtype in pairs]
+    wanted = {(kind, dtype, len(values)): None for kind, values, dtype in kinds}  # in order, each once
+    return [(kind, dtype, form, count) for kind, dtype, count in wanted for form in FORMS]
 
 
 class StagedEngine:
@@ -158,8 +169,17 @@ def tell_once(device_type: str, reason: str) -> None:
             "fastinit draws with plain torch operations (same bits, slower): "
             f"its {which} engine does not work here: {reason}",
             RuntimeWarning,
-            stacklevel=7,  # past this file, fill and the two functions of init
+            stacklevel=2 + frames_of_ours(),
         )
+
+
+def frames_of_ours() -> int:
+    """How many calls lie between the caller of this function's caller and the first line that is not fastinit's."""
+    frame = sys._getframe(2)
+    count = 0
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
+        frame, count = frame.f_back, count + 1  # type: ignore[assignment]
+    return count
 
 
 def choose(tensor: Tensor, fast: bool | None, law: Parameters | None = None) -> Engine:

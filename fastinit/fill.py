@@ -11,13 +11,13 @@ from torch import Tensor
 
 from . import engines
 from .flags import forced_engine, wanted
-from .kernels.engine import Draw, Plan
+from .kernels.engine import Draw
 from .laws import Law
 from .regions import Target, region
 from .streams import LOWEST, Stream, drawn, drawn_seed
 
 if TYPE_CHECKING:
-    from .kernels.cpu import CpuEngine
+    from .kernels.cpu import CpuEngine, Plan
 
 T = TypeVar("T", bound=Target)
 

@@ -19,7 +19,7 @@ from .regions import Shard, Target, local_of
 from .streams import Stream
 
 BLOCK = 64  # words that a counter's neighbours draw together: narrower strips draw most of them for nothing
-# Words that a thread holds at a time, 8 bytes each: 2 MB, a core's cache. Columns of more rows take up to LONG.
+# Words that a thread holds at a time, 5 bytes each: 1.3 MB, of a core's cache. Columns of more rows take up to LONG.
 PIECE, LONG = 1 << 18, 1 << 20
 DEVICE_PART = 1 << 20  # elements whose order another device finds at a time; some 20 bytes each
 LAST = np.uint32(0xFFFFFFFF)

@@ -66,6 +66,11 @@ def way(target: Target, generator: torch.Generator | None, fast: bool | None, st
             return QUICK
     except RuntimeError:  # torch's, for an address, strides or a version that this tensor does not have
         pass
+    return way_by_rules(target, generator, fast, stream)
+
+
+def way_by_rules(target: Target, generator: torch.Generator | None, fast: bool | None, stream: Stream | None) -> Way:
+    """The same, with every rule looked at and every objection told."""
     check_source(generator, stream)
     tensor = local_of(target)
     flags.check_fast(fast)

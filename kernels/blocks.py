@@ -14,12 +14,12 @@ from numba.extending import intrinsic
 
 from . import simd
 from .arithmetic import bind
-from .engine import AT_MOST, COLUMNS, sample_lanes
+from .engine import COLUMNS, sample_lanes
 from .formats import FORMATS, WIDTHS
+from .forms import BLOCKS_AT_ONCE, LINE
 from .simd import Counters, Lanes
 
 ARITHMETIC = {width: bind(simd.primitives(width), width) for width in (32, 64)}
-ALIGNMENT = 64  # bytes: a cache line, and the widest vector store
 
 
 def target() -> tuple[str, str]:
@@ -37,7 +37,7 @@ def at_once(width: int) -> int:
     """
     if "+avx512f" not in target()[1].split(","):
         return COLUMNS
-    return (AT_MOST if width == 32 else 2) * COLUMNS
+    return (BLOCKS_AT_ONCE if width == 32 else 2) * COLUMNS
 
 
 def converts_to_float16() -> bool:
@@ -91,6 +91,22 @@ def rounded(lane: Lanes, dtype: torch.dtype) -> Lanes:
     return whole.cast(f"u{8 * dtype.itemsize}", "trunc")
 
 
+def store(builder: ir.IRBuilder, vectors: Sequence[Any], address: Any, align: int, streaming: Any) -> None:
+    """Vectors one behind the other; where `streaming`, around the cache, for which the address must be a line's."""
+    size = vectors[0].type.count * vectors[0].type.element.get_abi_size(cpu_target.target_context.target_data)
+    with builder.if_else(builder.trunc(streaming, ir.IntType(1))) as branches:
+        for branch, around in zip(branches, (True, False), strict=True):
+            with branch:
+                for k, vector in enumerate(vectors):
+                    place = builder.inttoptr(
+                        builder.add(address, ir.Constant(address.type, k * size)), vector.type.as_pointer()
+                    )
+                    written = builder.store(vector, place, align=min(LINE, size) if around else align)
+                    if around:
+                        one = ir.Constant(ir.IntType(32), 1)
+                        written.set_metadata("nontemporal", builder.module.add_metadata([one]))
+
+
 def block_writer(kind: str, dtype: torch.dtype, columns: int) -> Any:
     """A Numba intrinsic that writes all that `columns` counters draw to an address."""
 
@@ -101,19 +117,7 @@ def block_writer(kind: str, dtype: torch.dtype, columns: int) -> Any:
             unpacked = cgutils.unpack_tuple(builder, parameters)
             vectors = samples(builder, (kind, dtype), columns, block, (seed, stream), unpacked)
 
-            def store(align: int, nontemporal: bool) -> None:
-                for k, vector in enumerate(vectors):
-                    place = builder.add(address, ir.Constant(address.type, k * COLUMNS * dtype.itemsize))
-                    written = builder.store(vector, builder.inttoptr(place, vector.type.as_pointer()), align=align)
-                    if nontemporal:
-                        one = ir.Constant(ir.IntType(32), 1)
-                        written.set_metadata("nontemporal", builder.module.add_metadata([one]))
-
-            with builder.if_else(builder.trunc(streaming, ir.IntType(1))) as (around, through):
-                with around:
-                    store(min(ALIGNMENT, COLUMNS * dtype.itemsize), nontemporal=True)
-                with through:
-                    store(dtype.itemsize, nontemporal=False)
+            store(builder, vectors, address, dtype.itemsize, streaming)
             return context.get_dummy_value()
 
         return types.void(address, block, seed, stream, streaming, parameters), build

@@ -22,7 +22,7 @@ from llvmlite import binding
 
 SOURCES = (
     "arithmetic.py", "blocks.py", "cache.py", "coefficients.py", "compiling.py", "cpu.py", "engine.py", "formats.py",
-    "loops.py", "native.py", "simd.py",
+    "forms.py", "loops.py", "native.py", "simd.py",
 )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from numba.core.registry import cpu_target
 from . import native
 from .blocks import target
 from .engine import WHOLE_NUMBER_FIRST
+from .forms import Form, kernel_name
 from .loops import build_kernel
 
 __all__ = ["assembly", "compile_kernel", "target"]
@@ -139,14 +140,14 @@ def entry_module(context: Any, described: Any, symbol: str, kinds: Sequence[Any]
 # --- compiling ---------------------------------------------------------------------------------
 
 
-def compiled_library(kind: str, dtype: torch.dtype, form: str, parameters: int) -> Any:
+def compiled_library(kind: str, dtype: torch.dtype, form: Form, parameters: int) -> Any:
     """Numba's library of a kernel and its entry."""
     kinds = [types.int64 if k == 0 and kind in WHOLE_NUMBER_FIRST else types.float64 for k in range(parameters)]
     flags = Flags()
     flags.error_model = "numpy"
     flags.no_cpython_wrapper = flags.no_cfunc_wrapper = flags.no_compile = True
     source = build_kernel(kind, dtype, form)
-    source.__name__ = source.__qualname__ = native.kernel_name(kind, dtype, form)
+    source.__name__ = source.__qualname__ = kernel_name(kind, dtype, form)
     context = cpu_target.target_context
     library = context.codegen().create_library(source.__name__)
     library.enable_object_caching()
@@ -159,7 +160,7 @@ def compiled_library(kind: str, dtype: torch.dtype, form: str, parameters: int) 
     return library
 
 
-def compile_kernel(kind: str, dtype: torch.dtype, form: str, parameters: int) -> bytes:
+def compile_kernel(kind: str, dtype: torch.dtype, form: Form, parameters: int) -> bytes:
     """A kernel's object code; `parameters` is how many the law takes.
 
     Raises `RuntimeError` where the code would need more than Python and C's library: LLVM would end the process that
@@ -174,6 +175,6 @@ def compile_kernel(kind: str, dtype: torch.dtype, form: str, parameters: int) ->
     return object_code
 
 
-def assembly(kind: str, dtype: torch.dtype, form: str, parameters: int) -> str:
+def assembly(kind: str, dtype: torch.dtype, form: Form, parameters: int) -> str:
     """A kernel's assembly, compiled anew: object code does not tell it."""
     return str(compiled_library(kind, dtype, form, parameters).get_asm_str())

@@ -7,29 +7,41 @@ import importlib.util
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from . import cache, native
-from .engine import AT_MOST, Draw, Plan, Runs, block_size, row_major, runs_of
+from .engine import Draw, block_size, row_major, runs_of
 from .formats import WIDTHS
+from .forms import BLOCKS_AT_ONCE, LINE, Form, form_of, kernel_name
 from .pages import advise_huge_pages
 from .threads import run
 
 # How many kernels this process has "loaded" from disk, and how many it has "compiled"; doctor shows it.
 origins: Counter[str] = Counter()
 # Kernels that could not be compiled: a broken Numba takes its time to say so.
-failures: dict[str, Exception] = {}
+failures: dict[str, str] = {}
+
+
+class Plan(NamedTuple):
+    """How one call of a kernel fills small contiguous tensors with a law: the kernel, the law's parameters, the most
+    elements, an element's bytes."""
+
+    write: Callable[..., None]
+    parameters: tuple[float, ...]
+    most: int
+    size: int
 
 
 @functools.cache
-def kernel(kind: str, dtype: torch.dtype, form: str, parameters: int) -> Callable[..., None]:
+def kernel(kind: str, dtype: torch.dtype, form: Form, parameters: int) -> Callable[..., None]:
     """A law's kernel for an output dtype, from disk where it can be; `parameters` is how many the law takes.
 
     `kernel(address, first, length, start, stop, stride, outer, table, seed, stream, streaming, parameters)`: see
     `loops.build_kernel`. Raises `ImportError` where it would have to be compiled and Numba cannot.
     """
-    name = native.kernel_name(kind, dtype, form)
+    name = kernel_name(kind, dtype, form)
     path = cache.path_of(name, parameters)
     if (found := loaded(path, name)) is not None:
         return found
@@ -47,16 +59,16 @@ def loaded(path: Path | None, name: str) -> Callable[..., None] | None:
     return function
 
 
-def compiled(path: Path | None, name: str, wanted: tuple[str, torch.dtype, str, int]) -> Callable[..., None]:
+def compiled(path: Path | None, name: str, wanted: tuple[str, torch.dtype, Form, int]) -> Callable[..., None]:
     try:
         if name in failures:
-            raise failures[name]
+            raise ImportError(failures[name])
         from . import compiling
 
         object_code = compiling.compile_kernel(*wanted)
     except Exception as error:  # a broken installation can raise anything
-        failures[name] = error
-        raise ImportError(f"Numba cannot compile the kernel {name} here: {type(error).__name__}: {error}") from error
+        failures.setdefault(name, f"Numba cannot compile the kernel {name} here: {type(error).__name__}: {error}")
+        raise ImportError(failures[name]) from error
     # A file in the working directory can have Numba compile for another CPU than its environment and this CPU say.
     if path is not None and compiling.target() == cache.target():
         cache.write(path, object_code)
@@ -65,29 +77,13 @@ def compiled(path: Path | None, name: str, wanted: tuple[str, torch.dtype, str, 
     return function
 
 
-FORMS = ("long", "rows", "strided", "turned")
-
-
-def form_of(runs: Runs, dtype: torch.dtype) -> str:
-    """Which form of a law's kernel writes these runs.
-
-    Long runs of neighbours are drawn some blocks at a time; short ones would waste them. What is no neighbour in
-    memory is written element by element, many runs side by side where neighbours in memory stand in different runs.
-    """
-    length, stride, outer = runs
-    block = block_size(WIDTHS[dtype])
-    if stride == dtype.itemsize:
-        return "long" if length >= AT_MOST * block else "rows"
-    return "turned" if outer and length >= block and abs(outer[-1][2]) < abs(stride) else "strided"
-
-
 # Measured by `python -m bench.thresholds`.
 THREADS_FROM = 2 << 20  # bytes; below, waking a thread takes longer than drawing
 STREAMING_FROM = 8 << 20  # bytes; below, the tensor had better stay in the cache
 HUGE_PAGES_FROM = 16 << 20  # bytes; twice as fast on fresh memory from here on
-LINE = 64  # bytes of a cache line
-LEAST_PIECE = 1 << 19  # bytes; handing out less takes longer than it evens out
-PIECES_A_THREAD = 64  # small enough to even out what the machine does to one thread: 0.205 ns for 8 pieces' 0.238
+# Pieces small enough to even out what the machine does to one thread, and large enough for what handing out takes.
+LEAST_PIECE = 1 << 19  # bytes
+PIECES_A_THREAD = 64
 
 
 class CpuEngine:
@@ -115,6 +111,7 @@ class CpuEngine:
         dtype, count, address = out.dtype, out.numel(), out.data_ptr()
         size = count * dtype.itemsize
         if steps is None and size < THREADS_FROM and out.is_contiguous():
+            # One kernel for all sizes, also where "rows" would do: compiling a second costs half a second.
             write = kernel(kind, dtype, "long", len(parameters))
             write(address, first, count, 0, count, dtype.itemsize, 0, 0, seed, stream, 0, parameters)
             return
@@ -132,7 +129,7 @@ class CpuEngine:
             advise_huge_pages(address, size)
         threads = torch.get_num_threads()
         # A cut inside a block would draw it twice; runs side by side are not cut at all.
-        together = length * (LINE // dtype.itemsize) if form == "turned" else AT_MOST * block_size(WIDTHS[dtype])
+        together = length * (LINE // dtype.itemsize) if form == "turned" else BLOCKS_AT_ONCE * block_size(WIDTHS[dtype])
         piece = piece_length(count, threads, dtype, together)
         lead = 0 if form == "turned" else first % piece
         streaming = int(size >= STREAMING_FROM)

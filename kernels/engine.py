@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
 
 # Sixteen neighbours come from sixteen neighbouring counters; a block is all that these sixteen draw.
 COLUMNS = 16
-# How many blocks an engine of vectors draws at a time, where it pays.
-AT_MOST = 4
 GPUS = ("cuda", "xpu")  # ROCm's devices call themselves cuda, too
 # Kinds whose last argument is a series: how many arguments stand before it.
 SERIES_AFTER = {"truncated_narrow": 3, "truncated_tail": 6}
@@ -26,16 +24,6 @@ class Draw(NamedTuple):
     parameters: tuple[float, ...]
     seed: int
     id: int
-
-
-class Plan(NamedTuple):
-    """How one call of a kernel fills small contiguous tensors with a law: the kernel, the law's parameters, the most
-    elements, an element's bytes."""
-
-    write: Callable[..., None]
-    parameters: tuple[float, ...]
-    most: int
-    size: int
 
 
 class Engine(Protocol):
@@ -133,8 +121,3 @@ def runs_of(out: torch.Tensor, steps: Sequence[int]) -> Runs:
         length, _, stride = joined.pop()
         return Runs(length, stride, joined)
     return Runs(1, size, joined)
-
-
-def as_signed(word: int) -> int:
-    """The signed 64-bit number with the same bits, which is what a kernel takes."""
-    return word - (1 << 64) if word >> 63 else word

@@ -15,7 +15,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
 from . import tiles
-from .engine import COLUMNS, GPUS, SERIES_AFTER, WHOLE_NUMBER_FIRST, Draw, as_signed, block_size, row_major, runs_of
+from .engine import COLUMNS, GPUS, SERIES_AFTER, WHOLE_NUMBER_FIRST, Draw, block_size, row_major, runs_of
 from .formats import FORMATS, WIDTHS
 from .tiles import INTERPRETED
 
@@ -263,6 +263,11 @@ def made_current(device: torch.device) -> Iterator[Device]:
     kind, index = device.type, device.index or 0
     with contextlib.nullcontext() if INTERPRETED else getattr(torch, kind).device(index):
         yield device_of(kind, index)
+
+
+def as_signed(word: int) -> int:
+    """The signed 64-bit number with the same bits, which is what Triton's i64 takes."""
+    return word - (1 << 64) if word >> 63 else word
 
 
 class GpuEngine:

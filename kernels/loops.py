@@ -9,9 +9,10 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic, register_jitable
 
-from .blocks import ALIGNMENT, at_once, block_writer
+from .blocks import at_once, block_writer, store
 from .engine import COLUMNS, block_size
 from .formats import WIDTHS
+from .forms import LINE, Form
 
 
 @intrinsic(prefer_literal=True)
@@ -20,7 +21,7 @@ def scratch(context, size):
 
     def build(context, builder, signature, arguments):
         place = cgutils.alloca_once(builder, ir.ArrayType(ir.IntType(8), size.literal_value))
-        place.align = ALIGNMENT
+        place.align = LINE
         return builder.ptrtoint(place, ir.IntType(64))
 
     return types.int64(size), build
@@ -62,17 +63,12 @@ def copy_element(context, target, source, size):
 @intrinsic
 def copy_line(context, target, source, streaming):
     """A cache line of an aligned source by one store, around the cache where `streaming` and the target is aligned."""
-    line = ir.VectorType(ir.IntType(8), ALIGNMENT).as_pointer()
+    line = ir.VectorType(ir.IntType(8), LINE).as_pointer()
 
     def build(context, builder, signature, arguments):
         target, source, streaming = arguments
-        value = builder.load(builder.inttoptr(source, line), align=ALIGNMENT)
-        with builder.if_else(builder.trunc(streaming, ir.IntType(1))) as (around, through):
-            with around:
-                written = builder.store(value, builder.inttoptr(target, line), align=ALIGNMENT)
-                written.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
-            with through:
-                builder.store(value, builder.inttoptr(target, line), align=1)
+        value = builder.load(builder.inttoptr(source, line), align=LINE)
+        store(builder, [value], target, 1, streaming)
         return context.get_dummy_value()
 
     return types.void(target, source, streaming), build
@@ -106,19 +102,19 @@ def place_of(run, outer, table):
     return index, target, innermost
 
 
-def build_kernel(kind: str, dtype: torch.dtype, form: str) -> Callable[..., None]:
+def build_kernel(kind: str, dtype: torch.dtype, form: Form) -> Callable[..., None]:
     """The Python source of a kernel, still to be compiled.
 
     The elements to write are `runs`: stretches of `length` neighbours in the global tensor, `stride` bytes apart
     in memory. Positions count along all runs; a call fills those in [start, stop), so that threads can
     share a tensor at any cut. Where each run lies is told by a table of (size, index step, byte step) for each of
     the `outer` dimensions around it. `streaming` asks for stores that go around the cache.
-    For `form` see `cpu.form_of`.
+    For `form` see `forms.form_of`.
     """
     return turned_kernel(kind, dtype) if form == "turned" else straight_kernel(kind, dtype, form)
 
 
-def straight_kernel(kind: str, dtype: torch.dtype, form: str) -> Callable[..., None]:
+def straight_kernel(kind: str, dtype: torch.dtype, form: Form) -> Callable[..., None]:
     """Run by run, block by block."""
     contiguous = form != "strided"
     columns = at_once(WIDTHS[dtype]) if form == "long" else COLUMNS
@@ -142,7 +138,7 @@ def straight_kernel(kind: str, dtype: torch.dtype, form: str) -> Callable[..., N
             block = index // block_elements
             skip = index - block * block_elements
             target -= skip * stride  # where the block's first element would lie
-            aligned = streaming if target % ALIGNMENT == 0 else 0
+            aligned = streaming if target % LINE == 0 else 0
             while left > 0:
                 count = min(block_elements - skip, left)
                 # One call for both cases: the arithmetic stands in the machine code once.
@@ -177,12 +173,12 @@ def turned_kernel(kind: str, dtype: torch.dtype) -> Callable[..., None]:
     write_block = block_writer(kind, dtype, COLUMNS)
     block_elements = block_size(WIDTHS[dtype])
     size = dtype.itemsize
-    side_by_side = ALIGNMENT // size  # runs: a cache line's worth
+    side_by_side = LINE // size  # runs: a cache line's worth
     kept = 2 * block_elements  # elements of a run; a power of two
     scratch_bytes = side_by_side * kept * size
 
     def kernel(address, first, length, start, stop, stride, outer, table, seed, stream, streaming, parameters):
-        spare, line = scratch(scratch_bytes), scratch(ALIGNMENT)
+        spare, line = scratch(scratch_bytes), scratch(LINE)
         innermost = table + 24 * (outer - 1)
         runs, step, across = load_int64(innermost), load_int64(innermost + 8), load_int64(innermost + 16)
         run = start // length
@@ -209,7 +205,7 @@ def turned_kernel(kind: str, dtype: torch.dtype) -> Callable[..., None]:
                         room = line + k * size if lines else place + k * across
                         copy_element(room, spare + element * size, size)
                     if lines:
-                        copy_line(place, line, streaming if place % ALIGNMENT == 0 else 0)
+                        copy_line(place, line, streaming if place % LINE == 0 else 0)
             run += count
         if streaming:
             fence()

@@ -13,7 +13,6 @@ import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
-import torch
 from llvmlite import binding
 
 
@@ -76,10 +75,6 @@ class MethodDefinition(ctypes.Structure):
         ("flags", ctypes.c_int),
         ("doc", ctypes.c_char_p),
     )
-
-
-def kernel_name(kind: str, dtype: torch.dtype, form: str) -> str:
-    return f"{kind}_{str(dtype).removeprefix('torch.')}_{form}"
 
 
 def symbol(name: str) -> str:

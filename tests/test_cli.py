@@ -13,8 +13,9 @@ import torch
 from common import FLOAT8, name_of
 
 import fastinit
-from fastinit import cli, doctor, engines, flags
+from fastinit import doctor, engines, flags
 from fastinit.cli import main
+from fastinit.kernels.forms import FORMS
 
 LINEAR = ["compare", "torch.nn:Linear", "--set", "in_features=64", "out_features=96", "--repeat", "1"]
 MODULE = """
@@ -235,7 +236,7 @@ def test_doctor_tells_what_is_there(capsys):
         r"kernels' vectors +.*(bits|SVE).*, read in the assembly",
         rf"threads +{torch.get_num_threads()} used by torch",
         r"kernel cache +.*: \d+ kernels, [\d,]+ bytes",
-        r"kernels +\d+ of 94 in the cache; this process has loaded \d+ and compiled \d+",
+        r"kernels +\d+ of 188 on disk; a model of .* takes 3",
         r"FASTINIT +not set",
     ):  # fmt: skip
         assert re.search(words, shown), words
@@ -303,9 +304,9 @@ def test_doctor_reads_assembly(assembly, width):
 
 
 def test_warmup_covers_every_kind_of_the_arithmetic():
-    kernels = cli.every_kernel()
+    kernels = engines.every_kernel()
     # Seven kinds in six dtypes, one more in the four that are rounded to, and words.
-    assert len(kernels) == len(set(kernels)) == (7 * 6 + 4 + 1) * 2
+    assert len(kernels) == len(set(kernels)) == (7 * 6 + 4 + 1) * 4
     kinds = {kind for kind, *_ in kernels}
     assert kinds == {
         "words", "uniform", "uniform_inside", "uniform_tiny", "normal",
@@ -316,20 +317,20 @@ def test_warmup_covers_every_kind_of_the_arithmetic():
 def test_warmup_compiles_and_keeps(tmp_path, capsys, monkeypatch):
     from fastinit.kernels import cache, cpu
 
-    monkeypatch.setattr(cli, "EVERY_KIND", cli.EVERY_KIND[:1])
-    monkeypatch.setattr(cli, "SAMPLED", (torch.float32,))
+    monkeypatch.setattr(engines, "EVERY_KIND", engines.EVERY_KIND[:1])
+    monkeypatch.setattr(engines, "FORMATS", {torch.float32: None})
     monkeypatch.setattr(cache, "folder", lambda: tmp_path)
     monkeypatch.setattr(cpu, "kernel", cpu.kernel.__wrapped__)  # not those that this process has already
     assert main(["warmup"]) == 0
-    assert re.fullmatch(rf"4 kernels ready in [\d.]+ s, kept in {re.escape(str(tmp_path))}\n", capsys.readouterr().out)
+    assert re.fullmatch(rf"8 kernels ready in [\d.]+ s, kept in {re.escape(str(tmp_path))}\n", capsys.readouterr().out)
     names = {path.name.rsplit("-", 1)[0] for path in tmp_path.iterdir()}
-    assert names == {"normal_float32", "normal_float32_strided", "words_int32", "words_int32_strided"}
+    assert names == {f"{law}_{form}" for law in ("normal_float32", "words_int32") for form in FORMS}
 
 
 def test_warmup_without_a_folder_says_that_it_was_in_vain(capsys, monkeypatch):
     from fastinit.kernels import cache
 
-    monkeypatch.setattr(cli, "every_kernel", lambda: [("normal", torch.float32, "long", 2)])
+    monkeypatch.setattr(engines, "every_kernel", lambda: [("normal", torch.float32, "long", 2)])
     monkeypatch.setattr(cache, "folder", lambda: None)
     assert main(["warmup"]) == 1
     assert "in vain: no cache folder can be written" in capsys.readouterr().err

@@ -193,7 +193,7 @@ def test_sparse_zeros_are_the_smallest_words_of_the_child_stream():
 
 def test_sparse_zeros_are_uniform_over_rows():
     zeros = (fastinit.sparse_(torch.empty(20, 20_000), 0.5) == 0).sum(1)
-    # Each row's count has variance n/4 * (1 - 1/20)/(1 - 1/20): hypergeometric columns, independent of each other.
+    # A column has exactly ten zeros, so the counts' sum is fixed: the sum of squares is 20/19 chi-square with 19.
     chi_square = ((zeros - 10_000).double() ** 2 / 5_000).sum().item() * 19 / 20
     assert ALPHA / 2 < stats.chi2.sf(chi_square, 19) < 1 - ALPHA / 2
 

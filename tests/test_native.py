@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import platform
 import struct
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 import fastinit
-from fastinit import Stream
+from fastinit import Stream, engines
 from fastinit.kernels import cache, cpu, native
 from fastinit.kernels.engine import WHOLE_NUMBER_FIRST
 from fastinit.laws import EVERY_KIND
@@ -66,7 +67,8 @@ def test_calls_keep_no_references(normal):
         with pytest.raises(TypeError):
             normal(*wrong)
     after = [sys.getrefcount(thing) for thing in watched]
-    assert all(abs(late - early) < 100 for early, late in zip(before, after, strict=True))
+    # What else runs in this process may take a None or give one back; a call that kept one would do so 10^5 times.
+    assert all(abs(late - early) < COUNT // 10 for early, late in zip(before, after, strict=True))
 
 
 @pytest.mark.parametrize("place", range(12))
@@ -99,17 +101,18 @@ def test_numbers_that_look_like_errors_are_numbers(normal):
 
 
 def test_the_first_parameter_of_some_laws_is_whole():
-    for law in EVERY_KIND:
-        kind, values = law.parameters(torch.float32)
-        if kind in WHOLE_NUMBER_FIRST:
-            truncated = cpu.kernel(kind, torch.float32, True, len(values))
-            with pytest.raises(TypeError):
-                truncated(*arguments(torch.empty(64), parameters=(0.5, *values[1:])))
+    laws = [law.parameters(torch.float32) for law in EVERY_KIND]
+    whole = [(kind, values) for kind, values in laws if kind in WHOLE_NUMBER_FIRST]
+    assert len(whole) == len(WHOLE_NUMBER_FIRST)
+    for kind, values in whole:
+        truncated = cpu.kernel(kind, torch.float32, "long", len(values))
+        with pytest.raises(TypeError):
+            truncated(*arguments(torch.empty(64), parameters=(0.5, *values[1:])))
 
 
 def test_large_fills_let_other_threads_run(normal):
-    """A second thread counts on while 2^24 elements are written by one call, and not while 2^16 are."""
-    out = torch.empty(1 << 24)
+    """A second thread counts on while one call writes 2^26 elements."""
+    out = torch.empty(1 << 26)
     ticks: list[float] = []
     stop = threading.Event()
 
@@ -150,11 +153,10 @@ def undefined_symbols(object_code: bytes) -> set[str]:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads ELF")
 @pytest.mark.parametrize("kind", ["normal", "truncated_tail"])
 def test_object_code_needs_nothing_but_python_and_the_c_library(kind):
-    from fastinit import cli
     from fastinit.kernels.compiling import C_API, compile_kernel
 
     assert set(C_API) == set(native.C_API)
-    wanted = next(k for k in cli.every_kernel() if k[0] == kind and k[1] is torch.float64)
+    wanted = next(k for k in engines.every_kernel() if k[0] == kind and k[1] is torch.float64)
     found = undefined_symbols(compile_kernel(*wanted))
     assert found <= {*C_API, "memcpy", "memset", "memmove", "fma", "fmaf"}
     assert "PyLong_AsUnsignedLongLongMask" in found
@@ -295,3 +297,67 @@ def test_who_compiles_keeps_nobody_waiting(tmp_path):
     took, wait, origins = json.loads(python(STALL, tmp_path))
     assert origins == {"loaded": 3, "compiled": 1}
     assert wait < took / 2
+
+
+OTHER_CPU = """
+import hashlib, torch, fastinit
+digest, stream = hashlib.sha256(), fastinit.Stream(3)
+for call, dtype in (("uniform_", "float32"), ("normal_", "float32"), ("trunc_normal_", "bfloat16"),
+                    ("normal_", "float16"), ("normal_", "float64")):
+    tensor = getattr(fastinit, call)(torch.empty(1500, dtype=getattr(torch, dtype)), stream=stream)
+    digest.update(tensor.view(torch.uint8).numpy().tobytes())
+from fastinit.kernels import cpu
+print(cpu.origins["compiled"], digest.hexdigest())
+"""
+OTHER_CPUS = {
+    "AVX2": ("haswell", "+avx,+avx2,+fma,+f16c,+bmi,+bmi2,+popcnt,+sse4.2"),
+    "128 bits, no fma": ("nehalem", "+sse4.2,+popcnt"),
+}
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="makes code for x86-64")
+@pytest.mark.parametrize("name", OTHER_CPUS)
+def test_code_for_other_cpus_draws_the_same_bits(name, tmp_path):
+    processor, features = OTHER_CPUS[name]
+    here = python(OTHER_CPU, tmp_path).split()
+    there = python(OTHER_CPU, tmp_path, NUMBA_CPU_NAME=processor, NUMBA_CPU_FEATURES=features).split()
+    assert here[1] == there[1]
+    assert int(there[0]) >= 5  # its own kernels, not those of this CPU
+
+
+ALL_IMPORTED = """
+import json, sys, fastinit
+from pathlib import Path
+from fastinit.kernels import compiling, cpu
+folder = Path(cpu.__file__).parent
+files = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
+print(json.dumps([Path(file).name for file in files if file and Path(file).parent == folder]))
+"""
+
+
+def test_the_digest_covers_all_that_code_is_made_from(tmp_path):
+    """Else an edit would leave stale kernels. How threads and pages are used does not show in a kernel."""
+    made_from = set(json.loads(python(ALL_IMPORTED, tmp_path))) - {"__init__.py", "threads.py", "pages.py"}
+    assert made_from == set(cache.SOURCES)
+
+
+DEFAULT = """
+import torch, fastinit
+from torch import nn
+model = nn.Sequential(nn.Linear(9, 9), nn.Conv2d(3, 4, 3), nn.Embedding(9, 9), nn.TransformerEncoderLayer(8, 2))
+names = ("kaiming_uniform_", "uniform_", "normal_", "xavier_uniform_", "xavier_normal_")
+for name in names:
+    setattr(torch.nn.init, name, getattr(fastinit, name))
+for module in model.modules():
+    for reset in ("reset_parameters", "_reset_parameters"):
+        getattr(module, reset, lambda: None)()
+fastinit.normal_(model[2].weight)
+from fastinit.kernels import cpu
+print(cpu.origins["compiled"])
+"""
+
+
+def test_a_default_model_takes_as_few_kernels_as_doctor_says(tmp_path):
+    from fastinit import doctor
+
+    assert f"takes {python(DEFAULT, tmp_path).strip()}:" in doctor.DEFAULT_MODEL

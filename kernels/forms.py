@@ -1,0 +1,32 @@
+"""The forms that the CPU engine's kernel of a law comes in, and which of them writes which memory."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+
+from .engine import Runs, block_size
+from .formats import WIDTHS
+
+Form = Literal["long", "rows", "strided", "turned"]
+FORMS: tuple[Form, ...] = get_args(Form)
+BLOCKS_AT_ONCE = 4  # at most, in the form "long"; see `blocks.at_once`
+LINE = 64  # bytes: a cache line, and the widest vector store
+
+
+def form_of(runs: Runs, dtype: torch.dtype) -> Form:
+    """Which form writes these runs.
+
+    Long runs of neighbours are drawn some blocks at a time; short ones would waste them. What is no neighbour in
+    memory is written element by element, many runs side by side where neighbours in memory stand in different runs.
+    """
+    length, stride, outer = runs
+    block = block_size(WIDTHS[dtype])
+    if stride == dtype.itemsize:
+        return "long" if length >= BLOCKS_AT_ONCE * block else "rows"
+    return "turned" if outer and length >= block and abs(outer[-1][2]) < abs(stride) else "strided"
+
+
+def kernel_name(kind: str, dtype: torch.dtype, form: Form) -> str:
+    return f"{kind}_{str(dtype).removeprefix('torch.')}_{form}"
