@@ -8,6 +8,7 @@ at 3.8; drawn by plain torch operations, at a hundredth; without vectors it shou
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -93,6 +94,8 @@ def others() -> Iterator[Floor]:
     yield Floor(cases.model(), (torchs(3, 1.2),))
     for function in ("normal_", "uniform_"):
         yield Floor(cases.slices(function), (Bound("rows", 1.3, 2.6, faster=False),))
+    for function in ("normal_", "uniform_"):
+        yield Floor(replace(cases.fill(function, exponent=24), layout="transposed"), (torchs(1.0, 0.5),))
     yield Floor(cases.fill("orthogonal_", exponent=24), (torchs(1.5, 1.0),), ci=False)
     yield Floor(cases.fill("sparse_", exponent=24, sparsity=0.1), (torchs(10, 3),))
 

@@ -67,7 +67,7 @@ def xavier_std(name: str, tensor: Target, gain: float, layout: str | None) -> fl
 def kaiming_std(tensor: Target, a: float, mode: Any, nonlinearity: Any, layout: str | None) -> float:
     """gain / sqrt(fan), torch's errors included."""
     fan = chosen_fan(tensor, mode, layout)
-    if nonlinearity == "leaky_relu" and type(a) in NUMBERS:
+    if nonlinearity == "leaky_relu" and type(a) in NUMBERS and abs(a) < 1e150:
         gain = math.sqrt(2.0 / (1 + a * a))  # torch's `a**2` goes through a C library's pow, whose last bit is its own
     else:
         gain = torch_init.calculate_gain(nonlinearity, a)

@@ -74,7 +74,7 @@ def remember(law: Law, dtype: torch.dtype, plan: Plan) -> None:
     plans[(type(law), dtype, *(getattr(values, field.name) for field in fields(values)))] = plan
 
 
-def fill_quickly(tensor: Any, key: tuple[Any, ...], stream: Stream | None) -> bool:
+def fill_quickly(tensor: Any, key: tuple[Any, ...], generator: torch.Generator | None, stream: Stream | None) -> bool:
     """`fill` for a tensor whose way is QUICK, if it is small and its law, dtype and numbers were seen before.
 
     Returns whether it did; else nothing has happened. The bits are those of `fill`.
@@ -86,11 +86,13 @@ def fill_quickly(tensor: Any, key: tuple[Any, ...], stream: Stream | None) -> bo
     count = tensor.numel()
     if count > most:
         return False
-    if stream is None:
+    if stream is not None:
+        seed, word = stream.seed, stream.id
+    elif generator is not None:
+        seed, word = drawn_seed(generator), 0
+    else:
         drawn.draw(LOWEST, None)  # without `generator=`, which costs 70 ns
         seed, word = drawn.room.value, 0
-    else:
-        seed, word = stream.seed, stream.id
     increment_version((tensor,))  # before the write: an interruption may come between
     write(tensor.data_ptr(), 0, count, 0, count, size, 0, 0, seed, word, 0, parameters)
     return True

@@ -53,7 +53,7 @@ def uniform_(
     """Fill with samples uniform on [a, b), as `torch.nn.init.uniform_`."""
     by = way(tensor, generator, fast, stream)
     numbers = type(a) in NUMBERS and type(b) in NUMBERS
-    if by is QUICK and numbers and fill_quickly(tensor, (Uniform, tensor.dtype, a, b), stream):
+    if by is QUICK and numbers and fill_quickly(tensor, (Uniform, tensor.dtype, a, b), generator, stream):
         return tensor
     return _uniform(tensor, a, b, generator, fast, stream, by)
 
@@ -70,7 +70,7 @@ def normal_(
     """Fill with samples of N(mean, std^2), as `torch.nn.init.normal_`; none beyond 6.77 std (9.5 in float64)."""
     by = way(tensor, generator, fast, stream)
     numbers = type(mean) in NUMBERS and type(std) in NUMBERS
-    if by is QUICK and numbers and fill_quickly(tensor, (Normal, tensor.dtype, mean, std), stream):
+    if by is QUICK and numbers and fill_quickly(tensor, (Normal, tensor.dtype, mean, std), generator, stream):
         return tensor
     return _normal(tensor, mean, std, generator, fast, stream, by)
 
@@ -97,7 +97,7 @@ def trunc_normal_(
         by is QUICK
         and NUMBERS.issuperset((type(mean), type(std), type(a), type(b)))
         and a - 2 * std <= mean <= b + 2 * std
-        and fill_quickly(tensor, (TruncNormal, tensor.dtype, mean, std, a, b), stream)
+        and fill_quickly(tensor, (TruncNormal, tensor.dtype, mean, std, a, b), generator, stream)
     ):
         return tensor
     if std == 0:
@@ -157,7 +157,7 @@ def xavier_uniform_(
     if (by := way(tensor, generator, fast, stream)) is TORCH and layout is None:
         return _torch(torch_init.xavier_uniform_, tensor, gain, generator)
     bound = math.sqrt(3.0) * xavier_std("xavier_uniform_", tensor, gain, layout)
-    if by is QUICK and fill_quickly(tensor, (Uniform, tensor.dtype, -bound, bound), stream):
+    if by is QUICK and fill_quickly(tensor, (Uniform, tensor.dtype, -bound, bound), generator, stream):
         return tensor
     return _uniform(tensor, -bound, bound, generator, fast, stream, by)
 
@@ -175,7 +175,7 @@ def xavier_normal_(
     if (by := way(tensor, generator, fast, stream)) is TORCH and layout is None:
         return _torch(torch_init.xavier_normal_, tensor, gain, generator)
     std = xavier_std("xavier_normal_", tensor, gain, layout)
-    if by is QUICK and fill_quickly(tensor, (Normal, tensor.dtype, 0.0, std), stream):
+    if by is QUICK and fill_quickly(tensor, (Normal, tensor.dtype, 0.0, std), generator, stream):
         return tensor
     return _normal(tensor, 0.0, std, generator, fast, stream, by)
 
@@ -198,7 +198,7 @@ def kaiming_uniform_(
         warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=2)
         return tensor
     bound = math.sqrt(3.0) * kaiming_std(tensor, a, mode, nonlinearity, layout)
-    if by is QUICK and fill_quickly(tensor, (Uniform, tensor.dtype, -bound, bound), stream):
+    if by is QUICK and fill_quickly(tensor, (Uniform, tensor.dtype, -bound, bound), generator, stream):
         return tensor
     return _uniform(tensor, -bound, bound, generator, fast, stream, by)
 
@@ -221,7 +221,7 @@ def kaiming_normal_(
         warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=2)
         return tensor
     std = kaiming_std(tensor, a, mode, nonlinearity, layout)
-    if by is QUICK and fill_quickly(tensor, (Normal, tensor.dtype, 0.0, std), stream):
+    if by is QUICK and fill_quickly(tensor, (Normal, tensor.dtype, 0.0, std), generator, stream):
         return tensor
     return _normal(tensor, 0.0, std, generator, fast, stream, by)
 

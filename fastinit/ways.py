@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn.parameter import Buffer, Parameter
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
@@ -21,6 +22,8 @@ from .streams import Stream, check_source
 SAMPLED = tuple(FORMATS)
 ORDINARY = {Tensor, Parameter, Buffer}
 STRIDED = torch.strided
+FLAG = flags.ATTRIBUTE
+FAR = 1 << 40  # bytes: no view's offset reaches as far, and most addresses lie beyond
 is_compiling, is_dynamo_compiling = torch.compiler.is_compiling, torch.compiler.is_dynamo_compiling
 function_modes, dispatch_modes = torch._C._len_torch_function_stack, torch._C._len_torch_dispatch_stack
 transform, tracing = torch._C._functorch.maybe_current_level, torch._C._get_tracing_state
@@ -48,20 +51,22 @@ def way(target: Target, generator: torch.Generator | None, fast: bool | None, st
         if (
             not is_dynamo_compiling()  # first: Dynamo need not trace the rest
             and fast is None
-            and generator is None
-            and (stream is None or type(stream) is Stream)
+            and (generator is None or (type(generator) is torch.Generator and generator.device.type == "cpu"))
+            and (stream is None or (type(stream) is Stream and generator is None))
             and type(seen) in ORDINARY
             and not flags.in_use
+            and FLAG not in seen.__dict__  # a flag may have come with a file
             and not function_modes()
             and not dispatch_modes()
             and transform() is None
             and tracing() is None
+            and forward_ad._current_level < 0
             and seen.is_cpu
             and seen.dtype in FORMATS
             and seen.is_contiguous()
             and not seen.is_neg()
             and seen._version >= 0  # inference tensors have none, which is an error
-            and seen.data_ptr()
+            and ((address := seen.data_ptr()) > FAR or address > 8 * seen.storage_offset())  # see `outside_contract`
         ):
             return QUICK
     except RuntimeError:  # torch's, for an address, strides or a version that this tensor does not have
@@ -105,7 +110,10 @@ def refuse_inference_write(tensor: Tensor) -> None:
 
 
 def outside_contract(tensor: Tensor, dtypes: tuple[torch.dtype, ...] = SAMPLED) -> str | None:
-    """Why the kernels must leave this tensor, or this moment, to torch; None if they need not."""
+    """Why the kernels must leave this tensor, or this moment, to torch; None if they need not.
+
+    Raises `RuntimeError`, in torch's words, for memory that is not there: torch's own initialisers may write it.
+    """
     if is_compiling():  # first: Dynamo need not trace the rest
         return "torch.compile is tracing"
     if not isinstance(tensor, Tensor):
@@ -125,12 +133,22 @@ def outside_contract(tensor: Tensor, dtypes: tuple[torch.dtype, ...] = SAMPLED) 
         return "a functorch transform is active"
     if tracing() is not None:
         return "torch.jit is tracing"
+    if forward_ad._current_level >= 0:
+        return "forward-mode differentiation is on, and must hear of it"
+    if tensor.is_nested:
+        return "it is a nested tensor"
     if tensor.layout is not STRIDED or tensor.is_neg():
         return f"it is not a plain strided tensor but {tensor.layout}{', negated lazily' if tensor.is_neg() else ''}"
     if not tensor.is_contiguous() and may_overlap(tensor):
         return "its elements may share memory"
-    if (tensor.is_cpu or tensor.device.type in GPUS) and tensor.data_ptr() == 0 and tensor.numel():
-        return "its memory is not allocated"
+    # A view into memory that was taken away (as FSDP takes it) has its offset from nowhere for an address.
+    nowhere = (tensor.is_cpu or tensor.device.type in GPUS) and (
+        tensor.data_ptr() == tensor.storage_offset() * tensor.dtype.itemsize
+    )
+    if nowhere and tensor.numel():
+        if tensor._is_zerotensor():
+            return "it is zero without memory"
+        raise RuntimeError("The tensor has a non-zero number of elements, but its data is not allocated yet.")
     return None
 
 

@@ -25,6 +25,12 @@ SOURCES = (
     "forms.py", "loops.py", "native.py", "simd.py",
 )  # fmt: skip
 
+# Of Numba's settings those that change the code it makes.
+CODE_SETTINGS = (
+    "NUMBA_OPT", "NUMBA_LOOP_VECTORIZE", "NUMBA_SLP_VECTORIZE", "NUMBA_ENABLE_AVX", "NUMBA_DISABLE_INTEL_SVML",
+    "NUMBA_DEBUGINFO", "NUMBA_DEBUG",
+)  # fmt: skip
+
 
 @functools.cache
 def folder() -> Path | None:
@@ -86,7 +92,8 @@ def common_digest() -> bytes | None:
     if version is None:
         return None
     here = Path(__file__).parent
-    made_for = repr((llvmlite.__version__, sys.version, sys.platform, target())).encode()
+    settings = [os.environ.get(name) for name in CODE_SETTINGS]
+    made_for = repr((llvmlite.__version__, sys.version, sys.platform, target(), settings)).encode()
     return hashlib.sha256(version + made_for + b"".join((here / name).read_bytes() for name in SOURCES)).digest()
 
 
@@ -98,12 +105,17 @@ def path_of(name: str, parameters: int) -> Path | None:
     return place / f"{name}-{digest[:24]}.kernel"
 
 
+def seal(path: Path, object_code: bytes) -> bytes:
+    """What stands before the code in its file: a digest, of the name too, so that no kernel passes for another."""
+    return hashlib.sha256(path.name.encode() + object_code).digest()
+
+
 def read(path: Path) -> bytes | None:
     """The object code in a file. One that is missing, cut short or not ours to read only costs a compilation."""
     with contextlib.suppress(OSError):
         content = path.read_bytes()
         digest, object_code = content[:32], content[32:]
-        if hashlib.sha256(object_code).digest() == digest:
+        if seal(path, object_code) == digest:
             return object_code
     return None
 
@@ -112,7 +124,7 @@ def write(path: Path, object_code: bytes) -> None:
     draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     with contextlib.suppress(OSError):
         try:
-            draft.write_bytes(hashlib.sha256(object_code).digest() + object_code)
+            draft.write_bytes(seal(path, object_code) + object_code)
             draft.replace(path)  # atomic: no other process sees half a file
         finally:
             draft.unlink(missing_ok=True)

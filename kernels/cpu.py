@@ -67,8 +67,10 @@ def compiled(path: Path | None, name: str, wanted: tuple[str, torch.dtype, Form,
 
         object_code = compiling.compile_kernel(*wanted)
     except Exception as error:  # a broken installation can raise anything
-        failures.setdefault(name, f"Numba cannot compile the kernel {name} here: {type(error).__name__}: {error}")
-        raise ImportError(failures[name]) from error
+        words = failures.get(name, f"Numba cannot compile the kernel {name} here: {type(error).__name__}: {error}")
+        if not isinstance(error, (MemoryError, OSError)):  # these may pass
+            failures[name] = words
+        raise ImportError(words) from error
     # A file in the working directory can have Numba compile for another CPU than its environment and this CPU say.
     if path is not None and compiling.target() == cache.target():
         cache.write(path, object_code)

@@ -12,6 +12,7 @@ from .formats import WIDTHS
 Form = Literal["long", "rows", "strided", "turned"]
 FORMS: tuple[Form, ...] = get_args(Form)
 BLOCKS_AT_ONCE = 4  # at most, in the form "long"; see `blocks.at_once`
+AT_MOST_IN_ONE_GO = 1 << 26  # elements; some 0.1 s
 LINE = 64  # bytes: a cache line, and the widest vector store
 
 
@@ -25,7 +26,10 @@ def form_of(runs: Runs, dtype: torch.dtype) -> Form:
     block = block_size(WIDTHS[dtype])
     if stride == dtype.itemsize:
         return "long" if length >= BLOCKS_AT_ONCE * block else "rows"
-    return "turned" if outer and length >= block and abs(outer[-1][2]) < abs(stride) else "strided"
+    side_by_side = LINE // dtype.itemsize
+    turned = outer and length >= block and outer[-1][0] >= side_by_side and abs(outer[-1][2]) < abs(stride)
+    # Runs side by side are written in one go, which nothing can interrupt.
+    return "turned" if turned and length * side_by_side <= AT_MOST_IN_ONE_GO else "strided"
 
 
 def kernel_name(kind: str, dtype: torch.dtype, form: Form) -> str:

@@ -107,6 +107,8 @@ def load(object_code: bytes, name: str) -> Callable[..., None]:
         engine.add_object_file(binding.ObjectFileRef.from_data(object_code))
         engine.finalize_object()
         address = engine.get_function_address(symbol(name))
+    if not address:
+        raise ValueError(f"the object code has no {symbol(name)}")
     definition = MethodDefinition(name.encode(), address, METH_FASTCALL, None)
     _kept.append((engine, definition))
     function: Callable[..., None] = _new_function(ctypes.addressof(definition), None, None)

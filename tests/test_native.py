@@ -361,3 +361,19 @@ def test_a_default_model_takes_as_few_kernels_as_doctor_says(tmp_path):
     from fastinit import doctor
 
     assert f"takes {python(DEFAULT, tmp_path).strip()}:" in doctor.DEFAULT_MODEL
+
+
+def test_a_kernel_under_another_s_name_is_compiled_anew(tmp_path):
+    code = "import torch, fastinit; x = torch.empty(9); fastinit.normal_(x); fastinit.uniform_(x); print('done')"
+    python(code, tmp_path)
+    (normal,) = tmp_path.glob("normal_float32_long-*")
+    (uniform,) = tmp_path.glob("uniform_float32_long-*")
+    normal.write_bytes(uniform.read_bytes())
+    assert python(code, tmp_path) == "done\n"
+    with pytest.raises(ValueError, match="has no fastinit_other"):
+        native.load(uniform.read_bytes()[32:], "other")
+
+
+def test_settings_that_change_code_have_files_of_their_own(tmp_path):
+    code = "import torch, fastinit; fastinit.normal_(torch.empty(9)); print(fastinit.kernels.cpu.origins['compiled'])"
+    assert [python(code, tmp_path, **settings).strip() for settings in ({"NUMBA_OPT": "1"}, {}, {})] == ["2", "2", "0"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 from decimal import Decimal
 
@@ -30,8 +32,8 @@ def quick_fills(monkeypatch):
     monkeypatch.setattr(fill, "plans", {})
     seen = []
 
-    def watched(tensor, key, stream):
-        done = fill.fill_quickly(tensor, key, stream)
+    def watched(tensor, key, *source):
+        done = fill.fill_quickly(tensor, key, *source)
         seen.extend([key] * done)
         return done
 
@@ -54,11 +56,13 @@ def test_the_second_call_is_quick_and_draws_the_same(name, dtype, quick_fills):
 def test_the_generator_advances_as_on_the_long_way(name, quick_fills):
     call = getattr(fastinit, name)
     torch.manual_seed(5)
-    long = [call(torch.empty(4, 4), *CALLS[name], generator=torch.default_generator) for _ in range(3)]
+    long = [call(torch.empty(4, 4), *CALLS[name], fast=True) for _ in range(3)]
     torch.manual_seed(5)
     short = [call(torch.empty(4, 4), *CALLS[name]) for _ in range(3)]
-    assert len(quick_fills) == 3  # the long way has made the plan
-    assert all(same_bits(a, b) for a, b in zip(long, short, strict=True))
+    torch.manual_seed(5)
+    given = [call(torch.empty(4, 4), *CALLS[name], generator=torch.default_generator) for _ in range(3)]
+    assert len(quick_fills) == 6  # the long way has made the plan
+    assert all(same_bits(a, b) and same_bits(a, c) for a, b, c in zip(long, short, given, strict=True))
 
 
 def test_autograd_hears_of_a_quick_fill(quick_fills):
@@ -105,6 +109,65 @@ def test_what_is_out_of_the_ordinary_is_looked_at_twice(tensor):
     except Exception as error:  # torch's own, or ours
         looked.append(error)
     assert looked != [ways.QUICK]
+
+
+def test_what_is_ordinary_is_not():
+    """The control: the same question about plain tensors."""
+    for tensor in (torch.empty(4), nn.Parameter(torch.empty(2, 3)), torch.empty(9)[3:]):
+        assert ways.way(tensor, None, None, None) is ways.QUICK
+        assert ways.way(tensor, torch.default_generator, None, None) is ways.QUICK
+
+
+@pytest.mark.parametrize("offset", [0, 3])
+def test_memory_that_was_taken_away_is_refused(offset):
+    """As FSDP takes it: a view then has the address of its offset from nowhere, and torch's normal_ writes there."""
+    fastinit.normal_(torch.empty(4))
+    tensor = torch.empty(8)[offset : offset + 4]
+    tensor.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="not allocated yet"):
+        fastinit.normal_(tensor)
+
+
+def test_a_flag_that_came_with_a_file_is_obeyed(tmp_path):
+    """In a process that never flagged anything."""
+    weight = nn.Parameter(torch.empty(3, 3))
+    fastinit.flag(weight, False)
+    torch.save(weight, tmp_path / "weight.pt")
+    code = f"""
+import torch, fastinit
+weight = torch.load({str(tmp_path / "weight.pt")!r})
+plain = torch.empty(3, 3)
+for _ in range(2):
+    torch.manual_seed(1)
+    fastinit.normal_(plain)
+torch.manual_seed(1)
+fastinit.normal_(weight)
+torch.manual_seed(1)
+assert torch.equal(weight, torch.nn.init.normal_(torch.empty(3, 3))) and not torch.equal(weight, plain)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert run.returncode == 0, run.stderr
+
+
+def test_nested_tensors_are_left_to_torch():
+    fastinit.normal_(torch.empty(4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        nested = torch.nested.nested_tensor([torch.zeros(600_000), torch.zeros(4)])
+    assert ways.way(nested, None, None, None) is ways.TORCH
+    fastinit.normal_(nested)
+
+
+def test_a_tangent_does_not_outlive_its_value():
+    from torch.autograd import forward_ad
+
+    fastinit.normal_(torch.empty(4))
+    with warnings.catch_warnings(), forward_ad.dual_level():
+        warnings.simplefilter("ignore")  # torch compiles its own decompositions by a deprecated way
+        dual = forward_ad.make_dual(torch.ones(4), torch.ones(4))
+        fastinit.normal_(dual)
+        tangent = forward_ad.unpack_dual(dual).tangent
+    assert tangent is None or not tangent.any()
 
 
 def test_inference_tensors_are_refused_outside_their_mode(quick_fills):
