@@ -81,7 +81,9 @@ def compiled(path: Path | None, name: str, wanted: tuple[str, torch.dtype, Form,
 
 # Measured by `python -m bench.thresholds`.
 THREADS_FROM = 2 << 20  # bytes; below, waking a thread takes longer than drawing
-STREAMING_FROM = 8 << 20  # bytes; below, the tensor had better stay in the cache
+# Bytes; below, the tensor had better stay in the cache, and may lie there, in which case going around it takes twice as
+# long (16 MB that torch has just written; bench.thresholds, which writes nothing in between, would have 8 MB here).
+STREAMING_FROM = 32 << 20
 HUGE_PAGES_FROM = 16 << 20  # bytes; twice as fast on fresh memory from here on
 # Pieces small enough to even out what the machine does to one thread, and large enough for what handing out takes.
 LEAST_PIECE = 1 << 19  # bytes
