@@ -43,13 +43,8 @@ def once(call: Call, calls: int = 1) -> float:
 
 
 def estimate(call: Call) -> float:
-    """Seconds of one call, after one that may still compile something or touch memory for the first time.
-
-    A call that takes longer than a second has told enough by its first run.
-    """
-    first = once(call)
-    if first > 1.0:
-        return first
+    """Seconds of one call, after one that may still compile something or touch memory for the first time."""
+    once(call)
     calls, seconds = 1, once(call)
     while seconds * calls < TICK / 4:
         calls *= 4
