@@ -15,7 +15,7 @@ from torch import Tensor
 from .flags import forced_engine
 from .kernels.engine import GPUS, Draw, Engine, parts, row_major
 from .kernels.formats import FORMATS
-from .kernels.forms import FORMS, Form
+from .kernels.forms import FORMS, SELECTIONS, Kernel
 from .laws import EVERY_KIND, Parameters, Words
 
 CLASSES = {"reference": "ReferenceEngine", "cpu": "CpuEngine", "gpu": "GpuEngine", "eager": "EagerEngine"}
@@ -40,12 +40,13 @@ def load(name: str) -> Engine | str:
         return f"{type(error).__name__}: {error}"
 
 
-def every_kernel() -> list[tuple[str, torch.dtype, Form, int]]:
-    """Kind, output dtype, form and number of parameters of all kernels that the CPU engine can ask for."""
+def every_kernel() -> list[Kernel]:
+    """Kind, output dtype, form and number of parameters of all kernels that can be asked for on the CPU."""
     pairs = [(law, dtype) for law in EVERY_KIND for dtype in FORMATS] + [(Words(), torch.int32)]
     kinds = [(*law.parameters(dtype), dtype) for law, dtype in pairs]
     wanted = {(kind, dtype, len(values)): None for kind, values, dtype in kinds}  # in order, each once
-    return [(kind, dtype, form, count) for kind, dtype, count in wanted for form in FORMS]
+    laws: list[Kernel] = [(kind, dtype, form, count) for kind, dtype, count in wanted for form in FORMS]
+    return [*laws, *SELECTIONS]
 
 
 class StagedEngine:

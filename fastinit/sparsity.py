@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,18 +15,19 @@ from torch import Tensor
 
 from . import engines
 from .kernels.engine import Draw, Engine
+from .kernels.forms import ABREAST, CLEAR, COLLECT, SAME_SIZE
 from .kernels.threads import run
 from .laws import Words
 from .regions import Shard, Target, local_of
 from .streams import Stream
 
-BLOCK = 64  # words that a counter's neighbours draw together: narrower strips draw most of them for nothing
-# Words that a thread holds at a time, 5 bytes each: 1.3 MB, of a core's cache. Columns of more rows take up to LONG.
-PIECE, LONG = 1 << 18, 1 << 20
-DEVICE_PART = 1 << 20  # elements whose order another device finds at a time; some 20 bytes each
-LAST = np.uint32(0xFFFFFFFF)
-UNSIGNED: dict[int, Any] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
-SAME_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+PIECE = 1 << 18  # words that a thread draws in one go; some 0.1 ms
+STRIP = 256  # columns whose bounds a thread finds at a time, at least
+PART = 1 << 20  # elements whose order is found at a time by torch's operations; some 30 bytes each
+# How far around where it is expected the last chosen word of a column is looked for, in standard deviations and in
+# words: one column of ten thousand has it elsewhere.
+DEVIATIONS, WORDS_AROUND = 4.0, 8.0
+LAST = 0xFFFFFFFF
 
 
 @dataclass
@@ -55,101 +58,167 @@ def zero_smallest(target: Target, zeros: int, fast: bool | None, stream: Stream)
         return
     like = torch.empty(0, dtype=torch.int32, device=local.device)
     words = Drawn(engines.choose(like, fast or None, Words().parameters(like.dtype)), stream, rows, columns)
-    if local.is_cpu:
-        zero_on_cpu(local, top, left, zeros, words)
-    else:
-        zero_by_order(local, top, left, zeros, words)
+    if words.engine.name == "cpu":
+        try:
+            zero_by_kernels(local, top, left, zeros, words)
+            return
+        except ImportError as error:  # what was zeroed until then is zeroed again
+            words.engine = engines.without_kernel(like, fast or None, error)
+    zero_by_order(local, top, left, zeros, words)
+
+
+# --- with torch's operations alone -------------------------------------------------------------
+
+
+def order_of(words: Tensor) -> Tensor:
+    """Numbers in the order in which a column's elements become zeros, all different: by word, then by row."""
+    return ((words.long() & LAST) << 31) + torch.arange(len(words), device=words.device)[:, None]
+
+
+def last_chosen(order: Tensor, zeros: int) -> Tensor:
+    """In each column the number `zeros` in order."""
+    order = order.t().contiguous()
+    if order.is_cpu:  # 8 ns a word on two cores; sorting takes 40
+        return order.kthvalue(zeros, dim=1).values
+    return order.sort(dim=1).values[:, zeros - 1]  # GPUs refuse kthvalue under deterministic algorithms
 
 
 def zero_by_order(local: Tensor, top: int, left: int, zeros: int, words: Drawn) -> None:
-    """With torch operations alone: the definition, a stable sort."""
+    """The definition, on any device and for any engine."""
     height, width = local.shape
-    step = max(1, DEVICE_PART // words.rows)
+    step = max(1, PART // words.rows)
     for start in range(0, width, step):
         part = local[:, start : start + step]
         # Whole columns, whatever rows the shard has: which words of a column are smallest hangs on all of them.
         strip = torch.empty(words.rows, part.shape[1], dtype=torch.int32, device=local.device)
-        words.box(strip, 0, left + start)
-        order = (strip ^ -(1 << 31)).t().argsort(dim=1, stable=True)  # the sign bit turned: words as unsigned numbers
-        chosen = torch.zeros(part.shape[1], words.rows, dtype=torch.bool, device=local.device)
-        chosen.scatter_(1, order[:, :zeros], True)
+        order = order_of(words.box(strip, 0, left + start))
+        chosen = order <= last_chosen(order, zeros)
         with torch.no_grad():
             # torch fills no float8 by a mask; the bits of zero are the same.
-            part.view(SAME_SIZE[part.dtype.itemsize]).masked_fill_(chosen[:, top : top + height].t(), 0)
+            part.view(SAME_SIZE[part.dtype.itemsize]).masked_fill_(chosen[top : top + height], 0)
+
+
+# --- with kernels of the CPU engine ------------------------------------------------------------
+
+
+class Window(NamedTuple):
+    """The words among which a column's last chosen one is looked for; and room for as many, and one more."""
+
+    least: int
+    greatest: int
+    room: int
+
+
+def window(rows: int, zeros: int) -> Window:
+    """Where the word number `zeros` in order of `rows` most often lies: words are uniform, so that order tells size."""
+    around = DEVIATIONS * math.sqrt(zeros * (1 - zeros / rows)) + WORDS_AROUND
+    least = max(0, int((zeros - around) / rows * 2**32))
+    greatest = min(LAST - 1, int((zeros + around) / rows * 2**32))  # LAST is what stands behind a column's words
+    expected = (greatest - least) * rows / 2**32
+    return Window(least, greatest, min(rows, int(expected + 5 * math.sqrt(expected) + 8)) + 1)
 
 
 class Scratch(threading.local):
-    """A thread's own memory, for as long as the job lasts: fresh pages cost as much as drawing into them."""
+    """A thread's own memory, for as long as the job lasts."""
 
-    def __init__(self, size: int) -> None:
-        with torch.inference_mode(False):
-            self.words = torch.empty(size, dtype=torch.int32, device="cpu")
-            self.kept = torch.empty(size, dtype=torch.uint8, device="cpu")
+    def __init__(self, columns: int, room: int) -> None:
+        self.counts = new_words(2, columns + 2 * ABREAST)
+        self.places = new_words(columns, room)
 
 
-@dataclass
-class Choice:
-    """What is chosen: the words below each column's `bound`; and a few more, where words next to it are equal."""
-
-    bound: NDArray[np.uint32]
-    more: list[tuple[int, int]] = field(default_factory=list)  # (row in the global tensor, column in the local one)
+def new_words(*shape: int) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.zeros(shape, dtype=torch.int32, device="cpu")
 
 
 def unsigned(words: Tensor) -> NDArray[np.uint32]:
     return words.numpy().view(np.uint32)
 
 
-def choose_strip(choice: Choice, start: int, strip: Tensor, zeros: int, words: Drawn, left: int) -> None:
-    """The choice for the columns that begin at `start`; `strip` is room for them, a column a row.
+@dataclass
+class Choice:
+    """What is chosen: in each column the words below its bound, and a few `more` elements, where others with the same
+    word as the last are not chosen."""
 
-    NumPy selects with vector instructions: 0.5 ns a word on one core with AVX-512 (its sort 2.3 ns, torch's sort on two
-    cores 57 ns).
+    zeros: int
+    bounds: NDArray[np.uint32]
+    column: Callable[[int], Tensor]  # draws all words of a column, in order
+    more: list[tuple[int, int]] = field(default_factory=list)  # (row in the global tensor, column in the local one)
+
+    def settle(self, start: int, below: NDArray[Any], inside: NDArray[Any], places: NDArray[np.uint32]) -> None:
+        """Choose in the columns from `start` on. Of each are given: how many words lie below the window, how many
+        inside, and these in any order with LAST behind them; `places` is left in order."""
+        places.sort(axis=1)  # with vector instructions, some 2 ns a word
+        last = self.zeros - 1 - below
+        found = (last >= 0) & (last < inside) & (inside < places.shape[1])
+        last = np.where(found, last, 0)
+        columns = np.arange(len(places))
+        greatest = places[columns, last]
+        self.bounds[start : start + len(places)] = greatest + 1
+        for k in np.flatnonzero(~found | (greatest == places[columns, last + 1])).tolist():
+            self.settle_exactly(start + k)
+
+    def settle_exactly(self, column: int) -> None:
+        order = order_of(self.column(column)[:, None])
+        last = last_chosen(order, self.zeros)
+        bound = last >> 31
+        self.bounds[column] = bound.item()
+        equal = ((order >> 31) == bound) & (order <= last)
+        self.more += [(row, column) for row in equal[:, 0].nonzero()[:, 0].tolist()]
+
+
+def zero_by_kernels(local: Tensor, top: int, left: int, zeros: int, words: Drawn) -> None:
+    """Twice over the words: to find the columns' bounds, and to zero what lies below them.
+
+    The first time only words near the expected bound are kept, 4 % for a tenth of 4096 rows. To draw all again takes as
+    long as reading a mask of bytes.
     """
-    words.box(strip.t(), 0, left + start)
-    ordered = unsigned(strip)
-    ordered.partition(zeros - 1, axis=1)
-    greatest = ordered[:, zeros - 1]
-    # A bound is above the greatest chosen word, unless not all that equal it are chosen or there is no number above.
-    unclear = (ordered[:, zeros:].min(axis=1) == greatest) | (greatest == LAST)
-    choice.bound[start : start + len(greatest)] = greatest + ~unclear
-    for column in np.flatnonzero(unclear).tolist():
-        anew = words.box(torch.empty(words.rows, 1, dtype=torch.int32, device="cpu"), 0, left + start + column)
-        here = unsigned(anew[:, 0])
-        equal = np.flatnonzero(here == greatest[column])
-        count = zeros - np.count_nonzero(here < greatest[column])
-        choice.more += [(row, start + column) for row in equal[:count].tolist()]
+    from .kernels.cpu import kernel
 
-
-def zero_on_cpu(local: Tensor, top: int, left: int, zeros: int, words: Drawn) -> None:
-    """Twice over the words, by columns to find the bounds and by rows to zero what lies below.
-
-    Drawing them again needs no memory for a mask. Strips hold 256 bytes of a row: zeroing there takes 18 ms of one core
-    for 4096 x 4096 float32, zeroing whole rows 10 ms.
-    """
+    collect, clear = kernel(*COLLECT), kernel(*CLEAR[local.dtype.itemsize])
     height, width = local.shape
-    bits = local.detach().view(SAME_SIZE[local.dtype.itemsize]).numpy().view(UNSIGNED[local.dtype.itemsize])
-    choice = Choice(np.empty(width, np.uint32))
-    # An engine that is made of torch's operations has torch's threads already.
-    threads = torch.get_num_threads() if words.engine.compiled else 1
-    blocks = max(BLOCK, PIECE // words.rows // BLOCK * BLOCK)
-    step = min(blocks, max(1, LONG // words.rows), width)
-    deep = min(max(1, PIECE // width), height)
-    scratch = Scratch(max(words.rows * step, deep * width))
+    rows, columns, seed, id = words.rows, words.columns, words.stream.seed, words.stream.id
+    least, greatest, room = window(rows, zeros)
+    step, deep = min(max(STRIP, PIECE // rows // ABREAST * ABREAST), width), max(1, PIECE // width)
+    scratch = Scratch(step, room)
+    bounds = new_words(width + 2 * ABREAST)
+    down, across = (stride * local.element_size() for stride in local.stride())
 
-    def choose_piece(number: int) -> None:
+    def look(counts: Tensor, places: Tensor, start: int, count: int, least: int, greatest: int) -> None:
+        """Collect, in `count` columns from `start` on, the words from `least` to `greatest`."""
+        below, inside = counts[0, ABREAST:].data_ptr(), counts[1, ABREAST:].data_ptr()
+        range_and_room = (least, greatest, below, inside, places.data_ptr(), places.shape[1])
+        tall = PIECE // count
+        for row in range(0, rows, tall):
+            first = row * columns + left + start
+            collect(first, columns, min(tall, rows - row), count, seed, id, *range_and_room)
+
+    def column(number: int) -> Tensor:
+        places = new_words(1, rows)
+        look(new_words(2, 1 + 2 * ABREAST), places, number, 1, 0, LAST)
+        return places[0]
+
+    choice = Choice(zeros, unsigned(bounds[ABREAST:]), column)
+
+    def choose_strip(number: int) -> None:
         start = number * step
         count = min(step, width - start)
-        choose_strip(choice, start, scratch.words[: words.rows * count].view(count, -1), zeros, words, left)
+        scratch.counts.numpy().fill(0)  # by NumPy: torch would wake threads of its own
+        unsigned(scratch.places).fill(LAST)
+        look(scratch.counts, scratch.places, start, count, least, greatest)
+        below, inside = scratch.counts[:, ABREAST : ABREAST + count].numpy()
+        choice.settle(start, below, inside, unsigned(scratch.places[:count]))
 
-    def zero_piece(number: int) -> None:
+    def clear_band(number: int) -> None:
         start = number * deep
-        band = bits[start : start + deep]
-        drawn, kept = (room[: band.size].view(band.shape) for room in (scratch.words, scratch.kept))
-        np.greater_equal(unsigned(words.box(drawn, top + start, left)), choice.bound, out=kept.numpy().view(np.bool_))
-        np.multiply(band, kept.numpy(), out=band)
+        first, place = (top + start) * columns + left, local.data_ptr() + start * down
+        from_bound = bounds[ABREAST:].data_ptr()
+        clear(first, columns, min(deep, height - start), width, seed, id, from_bound, place, down, across)
 
-    run(choose_piece, -(-width // step), threads)
-    run(zero_piece, -(-height // deep), threads)
-    for row, column in choice.more:
+    threads = torch.get_num_threads()
+    run(choose_strip, -(-width // step), threads)
+    run(clear_band, -(-height // deep), threads)
+    bits = local.detach().view(SAME_SIZE[local.dtype.itemsize])
+    for row, number in choice.more:
         if top <= row < top + height:
-            bits[row - top, column] = 0
+            bits[row - top, number] = 0

@@ -22,7 +22,7 @@ from llvmlite import binding
 
 SOURCES = (
     "arithmetic.py", "blocks.py", "cache.py", "coefficients.py", "compiling.py", "cpu.py", "engine.py", "formats.py",
-    "forms.py", "loops.py", "native.py", "simd.py",
+    "forms.py", "loops.py", "native.py", "selection.py", "simd.py",
 )  # fmt: skip
 
 # Of Numba's settings those that change the code it makes.

@@ -23,12 +23,13 @@ from .blocks import target
 from .engine import WHOLE_NUMBER_FIRST
 from .forms import Form, kernel_name
 from .loops import build_kernel
+from .selection import build_selection
 
 __all__ = ["assembly", "compile_kernel", "target"]
 
 native.hold_over_forks(global_compiler_lock)
 
-# Every kernel's arguments before the law's parameters; see `loops.build_kernel`.
+# A law's kernel takes its parameters in a tuple behind these; see `loops.build_kernel`.
 HEAD = (types.int64,) * 11
 
 
@@ -87,13 +88,16 @@ class Entry:
         return value
 
     def arguments(self, kinds: Sequence[Any]) -> list[ir.Value]:
-        """The whole numbers of HEAD, then those of the tuple that follows them, of `kinds`."""
+        """The arguments, of `kinds`; a tuple's numbers in its place."""
         _, items, count = self.function.args
-        self.expect(count, len(HEAD) + 1)
-        places = [self.builder.load(self.builder.gep(items, [SIZE(k)])) for k in range(len(HEAD) + 1)]
-        self.expect(self.call("PyTuple_Size", places[-1]), len(kinds))
-        places[-1:] = [self.call("PyTuple_GetItem", places[-1], SIZE(k)) for k in range(len(kinds))]
-        return [self.number(item, kind) for item, kind in zip(places, (*HEAD, *kinds), strict=True)]
+        self.expect(count, len(kinds))
+        places = [self.builder.load(self.builder.gep(items, [SIZE(k)])) for k in range(len(kinds))]
+        if isinstance(kinds[-1], types.BaseTuple):
+            *kinds, numbers = kinds
+            self.expect(self.call("PyTuple_Size", places[-1]), len(numbers))
+            places[-1:] = [self.call("PyTuple_GetItem", places[-1], SIZE(k)) for k in range(len(numbers))]
+            kinds += numbers
+        return [self.number(item, kind) for item, kind in zip(places, kinds, strict=True)]
 
     def without_lock(self, wanted: ir.Value, emit: Callable[[], Any]) -> None:
         """What `emit` builds, with Python's global lock released around it where `wanted`."""
@@ -114,17 +118,19 @@ class Entry:
 LOCKED_UP_TO = 1 << 16
 
 
-def entry_module(context: Any, described: Any, symbol: str, kinds: Sequence[Any]) -> ir.Module:
+def entry_module(context: Any, described: Any, symbol: str) -> ir.Module:
     """The module of a kernel's entry, to be linked with the kernel that Numba describes."""
     module = context.create_module(f"{symbol}.entry")
     kernel = ir.Function(
         module, context.call_conv.get_function_type(described.restype, described.argtypes), described.llvm_func_name
     )
     entry = Entry(module, symbol)
-    values = entry.arguments(kinds)
-    head, parameters = values[: len(HEAD)], values[len(HEAD) :]
-    given = [*head, context.make_tuple(entry.builder, described.argtypes[-1], parameters)]
-    start, stop = head[3:5]
+    given = entry.arguments(described.argtypes)
+    large = ir.IntType(1)(1)
+    if isinstance(described.argtypes[-1], types.BaseTuple):
+        given[len(HEAD) :] = [context.make_tuple(entry.builder, described.argtypes[-1], given[len(HEAD) :])]
+        start, stop = given[3:5]
+        large = entry.builder.icmp_signed(">", entry.builder.sub(stop, start), LONG(LOCKED_UP_TO))
 
     def draw() -> None:
         # Never inlined: Numba keeps the kernel itself too, and would compile its code twice.
@@ -132,7 +138,7 @@ def entry_module(context: Any, described: Any, symbol: str, kinds: Sequence[Any]
             entry.builder, kernel, described.restype, described.argtypes, given, attrs=("noinline",)
         )
 
-    entry.without_lock(entry.builder.icmp_signed(">", entry.builder.sub(stop, start), LONG(LOCKED_UP_TO)), draw)
+    entry.without_lock(large, draw)
     entry.return_none()
     return module
 
@@ -140,22 +146,27 @@ def entry_module(context: Any, described: Any, symbol: str, kinds: Sequence[Any]
 # --- compiling ---------------------------------------------------------------------------------
 
 
+def source_of(kind: str, dtype: torch.dtype, form: Form, parameters: int) -> tuple[Callable[..., None], Sequence[Any]]:
+    """A kernel's Python source and the types of its arguments."""
+    if form == "selection":
+        return build_selection(kind, dtype)
+    kinds = [types.int64 if k == 0 and kind in WHOLE_NUMBER_FIRST else types.float64 for k in range(parameters)]
+    return build_kernel(kind, dtype, form), (*HEAD, types.Tuple(kinds))
+
+
 def compiled_library(kind: str, dtype: torch.dtype, form: Form, parameters: int) -> Any:
     """Numba's library of a kernel and its entry."""
-    kinds = [types.int64 if k == 0 and kind in WHOLE_NUMBER_FIRST else types.float64 for k in range(parameters)]
     flags = Flags()
     flags.error_model = "numpy"
     flags.no_cpython_wrapper = flags.no_cfunc_wrapper = flags.no_compile = True
-    source = build_kernel(kind, dtype, form)
+    source, arguments = source_of(kind, dtype, form, parameters)
     source.__name__ = source.__qualname__ = kernel_name(kind, dtype, form)
     context = cpu_target.target_context
     library = context.codegen().create_library(source.__name__)
     library.enable_object_caching()
     with global_compiler_lock:
-        result = compile_extra(
-            cpu_target.typing_context, context, source, (*HEAD, types.Tuple(kinds)), types.none, flags, {}, library
-        )
-        library.add_ir_module(entry_module(context, result.fndesc, native.symbol(source.__name__), kinds))
+        result = compile_extra(cpu_target.typing_context, context, source, arguments, types.none, flags, {}, library)
+        library.add_ir_module(entry_module(context, result.fndesc, native.symbol(source.__name__)))
         library.finalize()
     return library
 

@@ -14,7 +14,7 @@ import torch
 from . import cache, native
 from .engine import Draw, block_size, row_major, runs_of
 from .formats import WIDTHS
-from .forms import BLOCKS_AT_ONCE, LINE, Form, form_of, kernel_name
+from .forms import BLOCKS_AT_ONCE, LINE, Form, Kernel, form_of, kernel_name
 from .pages import advise_huge_pages
 from .threads import run
 
@@ -39,7 +39,8 @@ def kernel(kind: str, dtype: torch.dtype, form: Form, parameters: int) -> Callab
     """A law's kernel for an output dtype, from disk where it can be; `parameters` is how many the law takes.
 
     `kernel(address, first, length, start, stop, stride, outer, table, seed, stream, streaming, parameters)`: see
-    `loops.build_kernel`. Raises `ImportError` where it would have to be compiled and Numba cannot.
+    `loops.build_kernel`. The form "selection" takes no parameters, for its arguments see `selection`.
+    Raises `ImportError` where it would have to be compiled and Numba cannot.
     """
     name = kernel_name(kind, dtype, form)
     path = cache.path_of(name, parameters)
@@ -59,7 +60,7 @@ def loaded(path: Path | None, name: str) -> Callable[..., None] | None:
     return function
 
 
-def compiled(path: Path | None, name: str, wanted: tuple[str, torch.dtype, Form, int]) -> Callable[..., None]:
+def compiled(path: Path | None, name: str, wanted: Kernel) -> Callable[..., None]:
     try:
         if name in failures:
             raise ImportError(failures[name])

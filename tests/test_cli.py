@@ -15,7 +15,7 @@ from common import FLOAT8, name_of
 import fastinit
 from fastinit import doctor, engines, flags
 from fastinit.cli import main
-from fastinit.kernels.forms import FORMS
+from fastinit.kernels.forms import FORMS, SELECTIONS, kernel_name
 
 LINEAR = ["compare", "torch.nn:Linear", "--set", "in_features=64", "out_features=96", "--repeat", "1"]
 MODULE = """
@@ -236,7 +236,7 @@ def test_doctor_tells_what_is_there(capsys):
         r"kernels' vectors +.*(bits|SVE).*, read in the assembly",
         rf"threads +{torch.get_num_threads()} used by torch",
         r"kernel cache +.*: \d+ kernels, [\d,]+ bytes",
-        r"kernels +\d+ of 188 on disk; a model of .* takes 3",
+        r"kernels +\d+ of 193 on disk; a model of .* takes 3",
         r"FASTINIT +not set",
     ):  # fmt: skip
         assert re.search(words, shown), words
@@ -305,12 +305,12 @@ def test_doctor_reads_assembly(assembly, width):
 
 def test_warmup_covers_every_kind_of_the_arithmetic():
     kernels = engines.every_kernel()
-    # Seven kinds in six dtypes, one more in the four that are rounded to, and words.
-    assert len(kernels) == len(set(kernels)) == (7 * 6 + 4 + 1) * 4
+    # Seven kinds in six dtypes, one more in the four that are rounded to, and words; what sparse_ does with them.
+    assert len(kernels) == len(set(kernels)) == (7 * 6 + 4 + 1) * 4 + 5
     kinds = {kind for kind, *_ in kernels}
     assert kinds == {
         "words", "uniform", "uniform_inside", "uniform_tiny", "normal",
-        "truncated_central", "truncated_wide", "truncated_narrow", "truncated_tail",
+        "truncated_central", "truncated_wide", "truncated_narrow", "truncated_tail", "collect", "clear",
     }  # fmt: skip
 
 
@@ -322,9 +322,10 @@ def test_warmup_compiles_and_keeps(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(cache, "folder", lambda: tmp_path)
     monkeypatch.setattr(cpu, "kernel", cpu.kernel.__wrapped__)  # not those that this process has already
     assert main(["warmup"]) == 0
-    assert re.fullmatch(rf"8 kernels ready in [\d.]+ s, kept in {re.escape(str(tmp_path))}\n", capsys.readouterr().out)
+    assert re.fullmatch(rf"13 kernels ready in [\d.]+ s, kept in {re.escape(str(tmp_path))}\n", capsys.readouterr().out)
     names = {path.name.rsplit("-", 1)[0] for path in tmp_path.iterdir()}
-    assert names == {f"{law}_{form}" for law in ("normal_float32", "words_int32") for form in FORMS}
+    laws = {f"{law}_{form}" for law in ("normal_float32", "words_int32") for form in FORMS}
+    assert names == laws | {kernel_name(*wanted[:3]) for wanted in SELECTIONS}
 
 
 def test_warmup_without_a_folder_says_that_it_was_in_vain(capsys, monkeypatch):

@@ -6,12 +6,11 @@ import math
 
 import pytest
 import torch
-from common import FLOAT8, FLOATS, bits, name_of, same_bits
+from common import FLOAT8, FLOATS, name_of, same_bits
 from scipy import stats
 
 import fastinit
-from fastinit import Stream, matrices, sparsity
-from fastinit.engines import load
+from fastinit import Stream, matrices
 from fastinit.kernels.formats import FORMATS
 from fastinit.matrices import reflections
 
@@ -158,139 +157,6 @@ def test_orthogonal_in_other_layouts():
 
 def orthogonal_20_30():
     return fastinit.orthogonal_(torch.empty(20, 30), stream=Stream(1))
-
-
-@pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.5, 0.999, 1.0, 1.5, -0.2])
-def test_sparse_has_torchs_number_of_zeros(sparsity):
-    ours = fastinit.sparse_(torch.empty(37, 50), sparsity)
-    theirs = torch.nn.init.sparse_(torch.empty(37, 50), sparsity)
-    assert ((ours == 0).sum(0) == (theirs == 0).sum(0)).all()
-
-
-@pytest.mark.parametrize("dtype", FLOATS, ids=name_of)
-def test_sparse_keeps_the_normal_samples_elsewhere(dtype):
-    stream = Stream(4)
-    full = fastinit.normal_(torch.empty(64, 30, dtype=dtype), 0.0, 0.01, stream=stream)
-    sparse = fastinit.sparse_(torch.empty(64, 30, dtype=dtype), 0.25, stream=stream)
-    # The same places in every dtype: told by float32, where no sample rounds to zero as some of float8's do.
-    kept = fastinit.sparse_(torch.empty(64, 30), 0.25, stream=stream) != 0
-    assert (~kept).sum(0).unique().tolist() == [16]
-    assert (bits(sparse)[~kept] == 0).all()
-    assert same_bits(sparse[kept], full[kept])
-    assert (full.double()[kept] != 0).any()
-    turned = fastinit.sparse_(torch.empty(30, 64, dtype=dtype).t(), 0.25, stream=stream)
-    assert same_bits(turned, sparse)
-
-
-def test_sparse_zeros_are_the_smallest_words_of_the_child_stream():
-    stream = Stream(4, 5)
-    words = fastinit.bits_(torch.empty(40, 7, dtype=torch.int32), stream=stream.child("zeros")).long() & 0xFFFFFFFF
-    sparse = fastinit.sparse_(torch.empty(40, 7), 0.3, stream=stream)
-    for column in range(7):
-        smallest = set(words[:, column].argsort()[:12].tolist())
-        assert set((sparse[:, column] == 0).nonzero().flatten().tolist()) == smallest
-
-
-def test_sparse_zeros_are_uniform_over_rows():
-    zeros = (fastinit.sparse_(torch.empty(20, 20_000), 0.5) == 0).sum(1)
-    # A column has exactly ten zeros, so the counts' sum is fixed: the sum of squares is 20/19 chi-square with 19.
-    chi_square = ((zeros - 10_000).double() ** 2 / 5_000).sum().item() * 19 / 20
-    assert ALPHA / 2 < stats.chi2.sf(chi_square, 19) < 1 - ALPHA / 2
-
-
-def test_sparse_goes_through_parts(monkeypatch):
-    expected = fastinit.sparse_(torch.empty(50, 140), 0.5, stream=Stream(1))
-    for piece, long in ((130, 1 << 20), (1 << 13, 1 << 20), (130, 130)):
-        monkeypatch.setattr(sparsity, "PIECE", piece)
-        monkeypatch.setattr(sparsity, "LONG", long)
-        assert same_bits(fastinit.sparse_(torch.empty(50, 140), 0.5, stream=Stream(1)), expected)
-
-
-SPARSE_WAYS = {"cpu": sparsity.zero_on_cpu, "by order": sparsity.zero_by_order}
-SPARSE_SHAPES = [(1, 1), (1, 7), (7, 1), (2, 3), (64, 64), (130, 70), (300, 9), (33, 200)]
-
-
-@pytest.fixture
-def small_pieces(monkeypatch):
-    for name in ("PIECE", "LONG", "DEVICE_PART"):
-        monkeypatch.setattr(sparsity, name, 1000)
-
-
-class Table:
-    """Words that a test has made, in place of a stream's."""
-
-    def __init__(self, words: torch.Tensor, engine: str = "cpu") -> None:
-        self.words, self.engine = words, load(engine)
-        self.rows, self.columns = words.shape
-
-    def box(self, out, row, column):
-        return out.copy_(self.words[row : row + out.shape[0], column : column + out.shape[1]])
-
-
-def tied_words(shape, distinct, seed=0) -> torch.Tensor:
-    """Words of which only a few are distinct; the least and the greatest unsigned numbers among them."""
-    values = torch.tensor([0, -1, 1, -(1 << 31), (1 << 31) - 1, -2, 5])[:distinct]
-    drawn = torch.randint(len(values), shape, generator=torch.Generator().manual_seed(seed))
-    return values[drawn].int()
-
-
-def smallest_by_definition(words: torch.Tensor, zeros: int) -> torch.Tensor:
-    order = (words.long() & 0xFFFFFFFF).sort(dim=0, stable=True).indices
-    return torch.zeros(words.shape, dtype=torch.bool).scatter_(0, order[:zeros], True)
-
-
-@pytest.mark.parametrize("way", SPARSE_WAYS)
-@pytest.mark.parametrize("distinct", [1, 2, 7])
-@pytest.mark.parametrize("shape", SPARSE_SHAPES, ids=str)
-def test_among_equal_words_the_first_rows_are_zeros(way, distinct, shape, small_pieces):
-    rows, columns = shape
-    for zeros in sorted({1, rows // 10, rows // 2, rows - 1} - {0, *range(rows, rows + 2)}):
-        words = tied_words(shape, distinct, seed=zeros)
-        expected = smallest_by_definition(words, zeros)
-        for top, left in {(0, 0), (rows // 3, columns // 2)}:
-            local = torch.ones(rows - top - rows // 4, columns - left)
-            SPARSE_WAYS[way](local, top, left, zeros, Table(words))
-            assert torch.equal(local == 0, expected[top : top + local.shape[0], left:])
-
-
-@pytest.mark.parametrize("way", SPARSE_WAYS)
-@pytest.mark.parametrize("dtype", FLOATS, ids=name_of)
-@pytest.mark.parametrize("engine", ["cpu", "eager"])
-def test_zeros_have_no_bits_in_any_dtype_and_layout(way, dtype, engine, small_pieces):
-    words = tied_words((90, 70), 5)
-    expected = smallest_by_definition(words, 40)
-    for local in (torch.empty(90, 70, dtype=dtype), torch.empty(70, 90, dtype=dtype).t(),
-                  torch.empty(180, 210, dtype=dtype)[::2, ::3]):  # fmt: skip
-        local.copy_(torch.full((90, 70), -1.5))
-        SPARSE_WAYS[way](local, 0, 0, 40, Table(words, engine))
-        assert torch.equal(bits(local) == 0, expected)
-        assert (local.double()[~expected] == -1.5).all()
-
-
-def test_the_definition_sees_the_last_of_equal_words_chosen():
-    """The twin: the last rows in place of the first ones."""
-    words = tied_words((64, 64), 2)
-    assert not torch.equal(smallest_by_definition(words.flip(0), 30).flip(0), smallest_by_definition(words, 30))
-
-
-@pytest.mark.parametrize("rows", [1, 30, 5000])
-def test_both_ways_choose_the_same_words_of_a_stream(rows, small_pieces):
-    words = sparsity.Drawn(load("cpu"), Stream(3, 4), rows, 130)
-    for zeros in sorted({1, rows // 10, rows // 2, rows - 1} - {0}):
-        by_cpu, by_order = torch.ones(rows, 130), torch.ones(rows, 130)
-        sparsity.zero_on_cpu(by_cpu, 0, 0, zeros, words) if zeros < rows else by_cpu.zero_()
-        sparsity.zero_by_order(by_order, 0, 0, zeros, words)
-        assert torch.equal(by_cpu, by_order)
-
-
-@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0), (1, 4), (6, 4)], ids=str)
-@pytest.mark.parametrize("dtype", FLOATS, ids=name_of)
-def test_sparse_with_no_kept_or_no_elements(shape, dtype):
-    tensor = fastinit.sparse_(torch.ones(shape, dtype=dtype), 1.0)
-    assert (bits(tensor) == 0).all()
-    if 0 not in shape:
-        box = fastinit.shard(torch.ones(0, shape[1], dtype=dtype), shape, (1, 0))
-        assert fastinit.sparse_(box, 0.5) is box
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
