@@ -27,6 +27,9 @@ Call = Callable[[], Any]
 
 LEAST = 5  # timings of each call, however long it takes
 MOST = 1000
+# Seconds between calls of a millisecond and more. The threads of GNU OpenMP, which torch's fill_ uses, spin for some after
+# their work is done; on two cores whatever is called next would share one with them (uniform_: 0.217 ns against 0.195).
+REST, REST_FROM = 5e-3, 1e-3
 TICK = 1e-4  # seconds; calls shorter than this are timed many at a time, so that reading the clock (60 ns) is no part
 
 
@@ -56,7 +59,8 @@ def medians(*variants: Call, budget: float = 0.4, least: int = LEAST, settle: bo
     """Median seconds of each variant, taken in turns, in a new order each round.
 
     Each gets about `budget` seconds and at least `least` timings; where one is much slower than the others, it sits
-    rounds out, evenly. Nothing is collected meanwhile. With `settle`, each timing follows a call that is not timed.
+    rounds out, evenly. Nothing is collected meanwhile, and nobody's threads are busy still. With `settle`, each timing
+    follows a call that is not timed.
     """
     with no_collection():
         expected = [estimate(variant) for variant in variants]
@@ -68,6 +72,8 @@ def medians(*variants: Call, budget: float = 0.4, least: int = LEAST, settle: bo
             for place in range(len(variants)):
                 which = (place + turn) % len(variants)
                 if (turn + 1) * wanted[which] // rounds > turn * wanted[which] // rounds:
+                    if expected[which] >= REST_FROM:
+                        time.sleep(REST)
                     if settle:
                         variants[which]()
                     times[which].append(once(variants[which], calls[which]))

@@ -88,7 +88,7 @@ STREAMING_FROM = 32 << 20
 HUGE_PAGES_FROM = 16 << 20  # bytes; twice as fast on fresh memory from here on
 # Pieces small enough to even out what the machine does to one thread, and large enough for what handing out takes.
 LEAST_PIECE = 1 << 19  # bytes
-PIECES_A_THREAD = 64
+PIECES_A_THREAD = 32
 
 
 class CpuEngine:

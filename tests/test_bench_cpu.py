@@ -23,10 +23,13 @@ class Clock:
     """Stands still but for calls that say how long they take."""
 
     def __init__(self) -> None:
-        self.now, self.calls = 0.0, []
+        self.now, self.calls, self.slept = 0.0, [], 0.0
 
     def perf_counter(self) -> float:
         return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.slept += seconds
 
     def call(self, name: str, seconds: float):
         def run() -> None:
@@ -72,6 +75,13 @@ def test_short_calls_are_timed_many_at_a_time(clock):
     (found,) = timing.medians(clock.call("a", 1e-6), budget=1e-3, least=3)
     assert found == pytest.approx(1e-6)
     assert len(clock.calls) > 10 * timing.TICK / 1e-6 / 1.01
+
+
+def test_calls_wait_for_threads_that_spin_where_it_matters(clock):
+    timing.medians(clock.call("a", 2e-3), clock.call("b", 1.0), budget=0.0, least=3)
+    assert clock.slept == pytest.approx(6 * timing.REST)
+    timing.medians(clock.call("a", 1e-4), budget=0.0, least=3)
+    assert clock.slept == pytest.approx(6 * timing.REST)
 
 
 def test_measuring_leaves_the_process_as_it_was():
