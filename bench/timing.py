@@ -27,8 +27,8 @@ Call = Callable[[], Any]
 
 LEAST = 5  # timings of each call, however long it takes
 MOST = 1000
-# Seconds between calls of a millisecond and more. The threads of GNU OpenMP, which torch's fill_ uses, spin for some after
-# their work is done; on two cores whatever is called next would share one with them (uniform_: 0.217 ns against 0.195).
+# Seconds between calls of a millisecond and more. The threads of GNU OpenMP, which torch's fill_ uses, spin for some
+# after their work is done; on two cores whatever comes next would share one with them (uniform_: 0.217 for 0.195 ns).
 REST, REST_FROM = 5e-3, 1e-3
 TICK = 1e-4  # seconds; calls shorter than this are timed many at a time, so that reading the clock (60 ns) is no part
 

@@ -54,7 +54,9 @@ def fill(
         if not local.is_inference():
             torch.autograd.graph.increment_version(local)
     if local.is_cpu and engine.name == "cpu" and steps is None and local.is_contiguous():
-        remember(law, local.dtype, cast("CpuEngine", engine).plan(local.dtype, (kind, parameters)))
+        key = key_of(law, local.dtype)
+        if key not in plans:
+            remember(key, cast("CpuEngine", engine).plan(local.dtype, (kind, parameters)))
     return target
 
 
@@ -66,12 +68,16 @@ MOST_PLANS = 1024  # as many as the laws' own caches hold
 increment_version: Callable[[tuple[Tensor]], None] = torch._C._increment_version  # torch's wrapper costs as much again
 
 
-def remember(law: Law, dtype: torch.dtype, plan: Plan) -> None:
-    """From now on small tensors of this dtype take the short way to this law."""
+def key_of(law: Law, dtype: torch.dtype) -> tuple[Any, ...]:
+    values: Any = law
+    return (type(law), dtype, *(getattr(values, field.name) for field in fields(values)))
+
+
+def remember(key: tuple[Any, ...], plan: Plan) -> None:
+    """From now on small tensors take the short way to this law in this dtype."""
     if len(plans) >= MOST_PLANS:
         plans.clear()
-    values: Any = law
-    plans[(type(law), dtype, *(getattr(values, field.name) for field in fields(values)))] = plan
+    plans[key] = plan
 
 
 def fill_quickly(tensor: Any, key: tuple[Any, ...], generator: torch.Generator | None, stream: Stream | None) -> bool:

@@ -58,7 +58,7 @@ def zero_smallest(target: Target, zeros: int, fast: bool | None, stream: Stream)
         return
     like = torch.empty(0, dtype=torch.int32, device=local.device)
     words = Drawn(engines.choose(like, fast or None, Words().parameters(like.dtype)), stream, rows, columns)
-    if words.engine.name == "cpu":
+    if words.engine is engines.load("cpu"):
         try:
             zero_by_kernels(local, top, left, zeros, words)
             return

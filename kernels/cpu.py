@@ -18,7 +18,7 @@ from .forms import BLOCKS_AT_ONCE, LINE, Form, Kernel, form_of, kernel_name
 from .pages import advise_huge_pages
 from .threads import run
 
-# How many kernels this process has "loaded" from disk, and how many it has "compiled"; doctor shows it.
+# How many kernels this process has "loaded" from disk, and how many it has "compiled": tests ask.
 origins: Counter[str] = Counter()
 # Kernels that could not be compiled: a broken Numba takes its time to say so.
 failures: dict[str, str] = {}

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 
 import torch
 
@@ -55,3 +58,12 @@ def every_number(dtype: torch.dtype) -> torch.Tensor:
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.dtype == b.dtype and torch.equal(bits(a), bits(b))
+
+
+def python(code: str, *arguments: str, **environment: str) -> str:
+    """What a fresh Python prints for `code`; warnings are printed, not raised."""
+    variables = {**os.environ, **environment}
+    command = [sys.executable, *arguments, "-c", code]
+    run = subprocess.run(command, env=variables, capture_output=True, text=True, check=False, timeout=300)
+    assert run.returncode == 0, run.stderr
+    return run.stdout

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import platform
 import struct
-import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
+import common
 import pytest
 import torch
 
@@ -26,11 +25,7 @@ COUNT = 100_000
 
 
 def python(code: str, folder: Path, **environment: str) -> str:
-    variables = {**os.environ, "FASTINIT_CACHE_DIR": str(folder), **environment}
-    command = [sys.executable, "-c", code]
-    run = subprocess.run(command, env=variables, capture_output=True, text=True, check=False, timeout=300)
-    assert run.returncode == 0, run.stderr
-    return run.stdout
+    return common.python(code, FASTINIT_CACHE_DIR=str(folder), **environment)
 
 
 def arguments(out: torch.Tensor, seed: int = 5, parameters: object = (0.0, 1.0)) -> list[object]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from common import same_bits
+from common import python, same_bits
 
 import fastinit
 from fastinit import Stream, engines
@@ -25,15 +25,6 @@ from fastinit.kernels.pages import advise_huge_pages, setting
 
 PACKAGE = Path(fastinit.__file__).parent
 KERNELS = Path(cpu.__file__).parent
-
-
-def python(code: str, *arguments: str, **environment: str) -> str:
-    """What a fresh Python prints for `code`; warnings are printed, not raised."""
-    variables = {**os.environ, **environment}
-    command = [sys.executable, *arguments, "-c", code]
-    run = subprocess.run(command, env=variables, capture_output=True, text=True, check=False, timeout=300)
-    assert run.returncode == 0, run.stderr
-    return run.stdout
 
 
 def test_import_is_light():

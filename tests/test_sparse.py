@@ -12,10 +12,11 @@ from hypothesis import given, settings, strategies as some
 from scipy import stats
 
 import fastinit
-from fastinit import Stream, sparsity
+from fastinit import Stream, engines, sparsity
 from fastinit.engines import load
+from fastinit.kernels import cpu
 from fastinit.kernels.cpu import kernel
-from fastinit.kernels.forms import ABREAST, CLEAR, COLLECT, SAME_SIZE
+from fastinit.kernels.forms import ABREAST, CLEAR, COLLECT, SAME_SIZE, SELECTIONS
 from fastinit.sparsity import LAST, Choice, Drawn, new_words, unsigned
 
 ALPHA = 1e-4
@@ -230,6 +231,42 @@ def test_zeros_have_no_bits_in_any_dtype_and_layout(dtype, pieces):
         assert torch.equal(bits(local) == 0, expected == 0)
         local.copy_(torch.full(local.shape, -1.5))
         assert same_bits(whole, untouched)
+
+
+@pytest.mark.parametrize("engine", ["reference", "eager", "staged"])
+def test_every_engine_chooses_the_same_zeros(engine, monkeypatch):
+    expected = fastinit.sparse_(torch.empty(300, 70), 0.2, stream=Stream(6))
+    ways = []
+    by_order = sparsity.zero_by_order
+    monkeypatch.setattr(sparsity, "zero_by_order", lambda *arguments: ways.append(by_order(*arguments)))
+    if engine == "staged":  # as for a device that has no engine of its own
+        staged = engines.StagedEngine(load("cpu"))
+        monkeypatch.setattr(engines, "choose", lambda *arguments: staged)
+        assert same_bits(fastinit.sparse_(torch.empty(300, 70), 0.2, stream=Stream(6)), expected)
+    else:
+        with fastinit.use_engine(engine):
+            assert same_bits(fastinit.sparse_(torch.empty(300, 70), 0.2, stream=Stream(6)), expected)
+    assert len(ways) == 1
+
+
+def test_without_its_kernels_it_goes_by_order(monkeypatch):
+    """Where Numba is broken and only the laws' kernels are on disk; nothing is lost by having begun."""
+    right, asked = cpu.kernel, []
+
+    def only_laws(*wanted):
+        asked.append(wanted)
+        if wanted in SELECTIONS:
+            raise ImportError("no such kernel")
+        return right(*wanted)
+
+    expected = fastinit.sparse_(torch.empty(300, 70), 0.2, stream=Stream(6))
+    monkeypatch.setattr(cpu, "kernel", only_laws)
+    monkeypatch.setattr(engines, "_told", set())
+    with pytest.warns(RuntimeWarning, match="no such kernel"):
+        assert same_bits(fastinit.sparse_(torch.empty(300, 70), 0.2, stream=Stream(6)), expected)
+    assert COLLECT in asked
+    with pytest.raises(RuntimeError, match="a kernel is missing, and it cannot be compiled: no such kernel"):
+        fastinit.sparse_(torch.empty(300, 70), 0.2, stream=Stream(6), fast=True)
 
 
 def test_windows_hold_what_they_are_for():
