@@ -138,7 +138,7 @@ class Case:
 
     def calls(self) -> dict[str, Call]:
         ours, theirs = (partial(getattr(module, self.function), **self.keywords) for module in MODULES)
-        functions = {"fastinit": ours, "torch": theirs, "fill_": write}
+        functions: dict[str, Callable[[Tensor], Any]] = {"fastinit": ours, "torch": theirs, "fill_": write}
         if self.memory != "warm":
             return {name: partial(on_fresh, function, self.tensor) for name, function in functions.items()}
         tensor = self.tensor().fill_(1.0)
@@ -287,7 +287,7 @@ def kinds(greatest: int) -> Iterator[Case]:
         yield one_thread(fill(function, exponent=greatest))
         yield slices(function, side=1 << min(26, greatest) // 2)
     for function, keywords in MATRIX:
-        yield fill(function, exponent=min(20, greatest), **keywords)
+        yield replace(fill(function, exponent=min(20, greatest)), keywords=keywords)
     yield fresh(exponent=28 if greatest >= 24 else greatest)
     yield model() if greatest >= 24 else model(layers=1, vocabulary=256, width=64)
 

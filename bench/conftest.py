@@ -30,11 +30,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         ids = [f"{word(case)}-{1 + case.contenders.index(name)}_{name}" for case, name in pairs]
         metafunc.parametrize(("case", "contender"), pairs, ids=ids)
     if "peer" in metafunc.fixturenames:
-        pairs = [
+        drawn = [
             (case, peer) for case in chosen if case.elements >= 1 << PEERS_FROM for peer in PEERS if peer.draws(case)
         ]
-        ids = [f"{word(case)}-4_{peer.name}" for case, peer in pairs]
-        metafunc.parametrize(("case", "peer"), pairs, ids=ids)
+        ids = [f"{word(case)}-4_{peer.name}" for case, peer in drawn]
+        metafunc.parametrize(("case", "peer"), drawn, ids=ids)
 
 
 def word(case: cases.Case) -> str:

@@ -48,7 +48,7 @@ class Measured(NamedTuple):
 
     def ns(self, name: str) -> float:
         """Nanoseconds an element; nan where there was no such kernel."""
-        return 1e9 * self.seconds.get(name, math.nan) / 2**self.exponent
+        return 1e9 * self.seconds.get(name, math.nan) / (1 << self.exponent)
 
 
 def backend() -> Any:

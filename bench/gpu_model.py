@@ -145,7 +145,7 @@ class Counts(NamedTuple):
         """Resident on a multiprocessor."""
         granules = -(-self.resources.registers * self.target.warp_size // GRANULE)
         by_registers = REGISTERS // (granules * GRANULE * self.block_warps)
-        return min(by_registers, MOST_WARPS // self.block_warps, MOST_BLOCKS) * self.block_warps
+        return int(min(by_registers, MOST_WARPS // self.block_warps, MOST_BLOCKS) * self.block_warps)
 
 
 class Prediction(NamedTuple):

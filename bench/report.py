@@ -97,7 +97,9 @@ def measure(case: Case, plan: Plan, peers: bool = False) -> Measured:
 
 def planned(plan: Plan) -> tuple[list[list[Case]], list[Case], list[Case], list[Case], list[Case]]:
     """The cases of a report's sections, in its order; a case may be in several."""
-    sizes = [[cases.fill(function, exponent=e, **keywords) for e in plan.sizes] for function, keywords in LAWS]
+    sizes = [
+        [replace(cases.fill(function, exponent=e), keywords=given) for e in plan.sizes] for function, given in LAWS
+    ]
     table = [replace(case, shape=cases.square(plan.table)) for case in cases.TABLE]
     cached = [cases.one_thread(replace(case, shape=cases.square(plan.cached))) for case in table]
     pairs = itertools.product(cases.DTYPES, ("uniform_", "normal_"))
