@@ -27,8 +27,9 @@ Call = Callable[[], Any]
 
 LEAST = 5  # timings of each call, however long it takes
 MOST = 1000
-# Seconds between calls of a millisecond and more. The threads of GNU OpenMP, which torch's fill_ uses, spin for some
-# after their work is done; on two cores whatever comes next would share one with them (uniform_: 0.217 for 0.195 ns).
+# Seconds between calls, where one of those compared takes a millisecond or more. The threads of GNU OpenMP, which
+# torch's fill_ uses, spin for milliseconds after their work; on two cores whatever comes next would share one with them
+# (uniform_ of 2^26 elements after fill_: 0.217 ns, 5 ms later 0.195).
 REST, REST_FROM = 5e-3, 1e-3
 TICK = 1e-4  # seconds; calls shorter than this are timed many at a time, so that reading the clock (60 ns) is no part
 
@@ -59,21 +60,22 @@ def medians(*variants: Call, budget: float = 0.4, least: int = LEAST, settle: bo
     """Median seconds of each variant, taken in turns, in a new order each round.
 
     Each gets about `budget` seconds and at least `least` timings; where one is much slower than the others, it sits
-    rounds out, evenly. Nothing is collected meanwhile, and nobody's threads are busy still. With `settle`, each timing
+    rounds out, evenly. Nothing is collected meanwhile; before long calls there is a rest. With `settle`, each timing
     follows a call that is not timed.
     """
     with no_collection():
         expected = [estimate(variant) for variant in variants]
         calls = [max(1, math.ceil(TICK / seconds)) for seconds in expected]
-        wanted = [min(MOST, max(least, int(budget / (s * n)))) for s, n in zip(expected, calls, strict=True)]
+        rest = REST if max(expected) >= REST_FROM else 0.0
+        wanted = [min(MOST, max(least, int(budget / (s * n + rest)))) for s, n in zip(expected, calls, strict=True)]
         times: list[list[float]] = [[] for _ in variants]
         rounds = max(wanted)
         for turn in range(rounds):
             for place in range(len(variants)):
                 which = (place + turn) % len(variants)
                 if (turn + 1) * wanted[which] // rounds > turn * wanted[which] // rounds:
-                    if expected[which] >= REST_FROM:
-                        time.sleep(REST)
+                    if rest:
+                        time.sleep(rest)
                     if settle:
                         variants[which]()
                     times[which].append(once(variants[which], calls[which]))

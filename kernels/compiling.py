@@ -29,8 +29,8 @@ __all__ = ["assembly", "compile_kernel", "target"]
 
 native.hold_over_forks(global_compiler_lock)
 
-# A law's kernel takes its parameters in a tuple behind these; see `loops.build_kernel`.
-HEAD = (types.int64,) * 11
+# How many whole numbers a kernel takes before its tuple; see `loops.build_kernel` and `selection.walker`.
+HEAD, SELECTION_HEAD = 11, 6
 
 
 # --- the entry ---------------------------------------------------------------------------------
@@ -88,16 +88,14 @@ class Entry:
         return value
 
     def arguments(self, kinds: Sequence[Any]) -> list[ir.Value]:
-        """The arguments, of `kinds`; a tuple's numbers in its place."""
+        """The arguments, of `kinds`, the last of which is a tuple; its numbers in its place."""
         _, items, count = self.function.args
-        self.expect(count, len(kinds))
-        places = [self.builder.load(self.builder.gep(items, [SIZE(k)])) for k in range(len(kinds))]
-        if isinstance(kinds[-1], types.BaseTuple):
-            *kinds, numbers = kinds
-            self.expect(self.call("PyTuple_Size", places[-1]), len(numbers))
-            places[-1:] = [self.call("PyTuple_GetItem", places[-1], SIZE(k)) for k in range(len(numbers))]
-            kinds += numbers
-        return [self.number(item, kind) for item, kind in zip(places, kinds, strict=True)]
+        *kinds, numbers = kinds
+        self.expect(count, len(kinds) + 1)
+        places = [self.builder.load(self.builder.gep(items, [SIZE(k)])) for k in range(len(kinds) + 1)]
+        self.expect(self.call("PyTuple_Size", places[-1]), len(numbers))
+        places[-1:] = [self.call("PyTuple_GetItem", places[-1], SIZE(k)) for k in range(len(numbers))]
+        return [self.number(item, kind) for item, kind in zip(places, (*kinds, *numbers), strict=True)]
 
     def without_lock(self, wanted: ir.Value, emit: Callable[[], Any]) -> None:
         """What `emit` builds, with Python's global lock released around it where `wanted`."""
@@ -125,12 +123,14 @@ def entry_module(context: Any, described: Any, symbol: str) -> ir.Module:
         module, context.call_conv.get_function_type(described.restype, described.argtypes), described.llvm_func_name
     )
     entry = Entry(module, symbol)
-    given = entry.arguments(described.argtypes)
-    large = ir.IntType(1)(1)
-    if isinstance(described.argtypes[-1], types.BaseTuple):
-        given[len(HEAD) :] = [context.make_tuple(entry.builder, described.argtypes[-1], given[len(HEAD) :])]
+    values, head = entry.arguments(described.argtypes), len(described.argtypes) - 1
+    given = [*values[:head], context.make_tuple(entry.builder, described.argtypes[-1], values[head:])]
+    if head == HEAD:
         start, stop = given[3:5]
-        large = entry.builder.icmp_signed(">", entry.builder.sub(stop, start), LONG(LOCKED_UP_TO))
+        elements = entry.builder.sub(stop, start)
+    else:
+        rows, width = given[2:4]
+        elements = entry.builder.mul(rows, width)
 
     def draw() -> None:
         # Never inlined: Numba keeps the kernel itself too, and would compile its code twice.
@@ -138,7 +138,7 @@ def entry_module(context: Any, described: Any, symbol: str) -> ir.Module:
             entry.builder, kernel, described.restype, described.argtypes, given, attrs=("noinline",)
         )
 
-    entry.without_lock(large, draw)
+    entry.without_lock(entry.builder.icmp_signed(">", elements, LONG(LOCKED_UP_TO)), draw)
     entry.return_none()
     return module
 
@@ -149,9 +149,9 @@ def entry_module(context: Any, described: Any, symbol: str) -> ir.Module:
 def source_of(kind: str, dtype: torch.dtype, form: Form, parameters: int) -> tuple[Callable[..., None], Sequence[Any]]:
     """A kernel's Python source and the types of its arguments."""
     if form == "selection":
-        return build_selection(kind, dtype)
+        return build_selection(kind, dtype), (*(types.int64,) * SELECTION_HEAD, types.UniTuple(types.int64, parameters))
     kinds = [types.int64 if k == 0 and kind in WHOLE_NUMBER_FIRST else types.float64 for k in range(parameters)]
-    return build_kernel(kind, dtype, form), (*HEAD, types.Tuple(kinds))
+    return build_kernel(kind, dtype, form), (*(types.int64,) * HEAD, types.Tuple(kinds))
 
 
 def compiled_library(kind: str, dtype: torch.dtype, form: Form, parameters: int) -> Any:
@@ -172,7 +172,7 @@ def compiled_library(kind: str, dtype: torch.dtype, form: Form, parameters: int)
 
 
 def compile_kernel(kind: str, dtype: torch.dtype, form: Form, parameters: int) -> bytes:
-    """A kernel's object code; `parameters` is how many the law takes.
+    """A kernel's object code; `parameters` is how many numbers its tuple has, those of a law.
 
     Raises `RuntimeError` where the code would need more than Python and C's library: LLVM would end the process that
     loads it.

@@ -39,7 +39,7 @@ def kernel(kind: str, dtype: torch.dtype, form: Form, parameters: int) -> Callab
     """A law's kernel for an output dtype, from disk where it can be; `parameters` is how many the law takes.
 
     `kernel(address, first, length, start, stop, stride, outer, table, seed, stream, streaming, parameters)`: see
-    `loops.build_kernel`. The form "selection" takes no parameters, for its arguments see `selection`.
+    `loops.build_kernel`. Those of the form "selection" take other arguments, see `selection.walker`.
     Raises `ImportError` where it would have to be compiled and Numba cannot.
     """
     name = kernel_name(kind, dtype, form)

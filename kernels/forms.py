@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
 from .engine import Runs, block_size
 from .formats import WIDTHS
 
-Form = Literal["long", "rows", "strided", "turned", "selection"]
-Kernel = tuple[str, torch.dtype, Form, int]
-FORMS: tuple[Form, ...] = ("long", "rows", "strided", "turned")  # of a law
+LawForm = Literal["long", "rows", "strided", "turned"]
+FORMS: tuple[LawForm, ...] = get_args(LawForm)
+Form = LawForm | Literal["selection"]
+Kernel = tuple[str, torch.dtype, Form, int]  # kind, dtype, form, number of numbers in the tuple that it takes
 # Integers of each size in bytes: what stands for an element where only zero or its bits matter.
 SAME_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-# What else sparse_ needs: kind, dtype, form and number of parameters, as of a law's kernel.
-COLLECT: Kernel = ("collect", torch.int32, "selection", 0)
-CLEAR: dict[int, Kernel] = {size: ("clear", dtype, "selection", 0) for size, dtype in SAME_SIZE.items()}
+# What sparse_ needs beside laws; see `selection`.
+COLLECT: Kernel = ("collect", torch.int32, "selection", 6)
+CLEAR: dict[int, Kernel] = {size: ("clear", dtype, "selection", 4) for size, dtype in SAME_SIZE.items()}
 SELECTIONS = (COLLECT, *CLEAR.values())
 ABREAST = 64  # words that these take at a time
 BLOCKS_AT_ONCE = 4  # at most, in the form "long"; see `blocks.at_once`
@@ -24,7 +25,7 @@ AT_MOST_IN_ONE_GO = 1 << 26  # elements; some 0.1 s
 LINE = 64  # bytes: a cache line, and the widest vector store
 
 
-def form_of(runs: Runs, dtype: torch.dtype) -> Form:
+def form_of(runs: Runs, dtype: torch.dtype) -> LawForm:
     """Which form writes these runs.
 
     Long runs of neighbours are drawn some blocks at a time; short ones would waste them. What is no neighbour in

@@ -12,7 +12,7 @@ from numba.extending import intrinsic, register_jitable
 from .blocks import at_once, block_writer, store
 from .engine import COLUMNS, block_size
 from .formats import WIDTHS
-from .forms import LINE, Form
+from .forms import LINE, LawForm
 
 
 @intrinsic(prefer_literal=True)
@@ -102,7 +102,7 @@ def place_of(run, outer, table):
     return index, target, innermost
 
 
-def build_kernel(kind: str, dtype: torch.dtype, form: Form) -> Callable[..., None]:
+def build_kernel(kind: str, dtype: torch.dtype, form: LawForm) -> Callable[..., None]:
     """The Python source of a kernel, still to be compiled.
 
     The elements to write are `runs`: stretches of `length` neighbours in the global tensor, `stride` bytes apart
@@ -114,7 +114,7 @@ def build_kernel(kind: str, dtype: torch.dtype, form: Form) -> Callable[..., Non
     return turned_kernel(kind, dtype) if form == "turned" else straight_kernel(kind, dtype, form)
 
 
-def straight_kernel(kind: str, dtype: torch.dtype, form: Form) -> Callable[..., None]:
+def straight_kernel(kind: str, dtype: torch.dtype, form: LawForm) -> Callable[..., None]:
     """Run by run, block by block."""
     contiguous = form != "strided"
     columns = at_once(WIDTHS[dtype]) if form == "long" else COLUMNS

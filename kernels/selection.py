@@ -5,7 +5,7 @@ Of sixty-four neighbours at a time a 64-bit number tells which are meant, one bi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from numba.core import types
 from numba.extending import intrinsic, register_jitable
 
 from .blocks import at_once, block_writer
-from .engine import COLUMNS
+from .engine import COLUMNS, block_size
 from .forms import ABREAST
 from .loops import copy_element, scratch
 from .simd import Lanes
@@ -117,37 +117,34 @@ def next_number(context, address):
 
 
 @intrinsic
-def lowest(context, flags):
+def lowest(context, lanes):
     """The number of the lowest bit that is set, of one or more."""
 
     def build(context, builder, signature, arguments):
         return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
 
-    return types.int64(flags), build
+    return types.int64(lanes), build
 
 
 @register_jitable(inline="always")
-def flags_between(start, stop):
-    """Of the lanes those from `start` up to `stop`, which may lie outside."""
+def lanes_between(start, stop):
+    """The flags of the lanes from `start` up to `stop`, which may lie outside."""
     least, end = max(start, 0), min(stop, ABREAST)
     if least >= end:
         return 0
     return (-1 << least) & ((1 << end) - 1 if end < ABREAST else -1)
 
 
-def collector(blocks: int) -> Callable[..., None]:
-    drawn = blocks * ABREAST
+def walker(visit: Any) -> Callable[..., None]:
+    """A kernel that draws the words of a box of a matrix, sixty-four neighbours in a row at a time."""
+    # sparse_ of 4096 x 4096 takes 16 ms with two blocks at a time, with one 18.5, with four 17.
+    blocks = min(2, at_once(32) // COLUMNS)
+    drawn = blocks * block_size(32)
     scratch_bytes = 4 * drawn
     write_block = block_writer("words", torch.int32, blocks * COLUMNS)
 
-    def collect(first, columns, rows, width, seed, stream, least, greatest, below, inside, places, room):
-        """Of the words of `rows` x `width` elements, the first one's number being `first` in a matrix of `columns`, and
-        in each column: appends those from `least` to `greatest` to `places`, adds how many these are to `inside`, and
-        how many lie below to `below`.
-
-        `places` has room for `room` words of each column; where there are more, the last ones overwrite each other.
-        Counts are words of 32 bits. `below` must go on for 63 more on both sides, which take up anything.
-        """
+    def kernel(first, columns, rows, width, seed, stream, others):
+        """`first` is the number of the box's first element in a matrix of `columns`; `others` is what `visit` takes."""
         spare = scratch(scratch_bytes)
         kept = -1  # the block that the scratch holds
         for row in range(rows):
@@ -159,59 +156,52 @@ def collector(blocks: int) -> Callable[..., None]:
                     kept = block
                 block += 1
                 for part in range(0, drawn, ABREAST):
-                    lanes = flags_between(-start - part, width - start - part)
+                    lanes = lanes_between(-start - part, width - start - part)
                     if lanes != 0:
-                        words, column = spare + 4 * part, start + part
-                        count_below(words, least, below + 4 * column)
-                        lanes &= between(words, least, greatest)
-                        while lanes != 0:
-                            k = lowest(lanes)
-                            lanes &= lanes - 1
-                            number = min(next_number(inside + 4 * (column + k)), room - 1)
-                            copy_element(places + 4 * ((column + k) * room + number), words + 4 * k, 4)
+                        visit(spare + 4 * part, lanes, row, start + part, others)
 
-    return collect
+    return kernel
 
 
-def clearer(blocks: int, size: int) -> Callable[..., None]:
-    drawn = blocks * ABREAST
-    scratch_bytes = 4 * drawn
-    write_block = block_writer("words", torch.int32, blocks * COLUMNS)
+@register_jitable(inline="always")
+def collect(words, lanes, row, column, others):
+    """In each column: appends the words from `least` to `greatest` to `places`, adds how many these are to `inside`,
+    and how many lie below to `below`.
 
-    def clear(first, columns, rows, width, seed, stream, bounds, target, down, across):
+    `places` has room for `room` words of each column; where there are more, the last ones overwrite each other. Counts
+    are words of 32 bits. `below` must go on for 63 more on both sides, which take up anything.
+    """
+    least, greatest, below, inside, places, room = others
+    count_below(words, least, below + 4 * column)
+    lanes &= between(words, least, greatest)
+    while lanes != 0:
+        k = lowest(lanes)
+        lanes &= lanes - 1
+        number = min(next_number(inside + 4 * (column + k)), room - 1)
+        copy_element(places + 4 * ((column + k) * room + number), words + 4 * k, 4)
+
+
+def clearer(size: int) -> Any:
+    @register_jitable(inline="always")
+    def clear(words, lanes, row, column, others):
         """Clears the elements of `size` bytes whose words are less than their columns' bounds.
 
-        The words are those that `collect` takes; `down` and `across` are the bytes from one element to the next in a
-        column and in a row. `bounds` must go on for 63 more on both sides.
+        `down` and `across` are the bytes from one element to the next in a column and in a row. `bounds` must go on for
+        63 more on both sides.
         """
-        spare = scratch(scratch_bytes)
-        kept = -1
-        for row in range(rows):
-            index = first + row * columns
-            block = index // drawn
-            for start in range(block * drawn - index, width, drawn):
-                if block != kept:
-                    write_block(spare, block, seed, stream, 0, ())
-                    kept = block
-                block += 1
-                for part in range(0, drawn, ABREAST):
-                    lanes = flags_between(-start - part, width - start - part)
-                    words, limits = spare + 4 * part, bounds + 4 * (start + part)
-                    place = target + row * down + (start + part) * across
-                    if lanes == -1 and across == size:
-                        clear_below(words, limits, place, size)
-                    elif lanes != 0:
-                        lanes &= below(words, limits)
-                        while lanes != 0:
-                            clear_element(place + across * lowest(lanes), size)
-                            lanes &= lanes - 1
+        bounds, target, down, across = others
+        limits, place = bounds + 4 * column, target + row * down + column * across
+        if lanes == -1 and across == size:
+            clear_below(words, limits, place, size)
+        else:
+            lanes &= below(words, limits)
+            while lanes != 0:
+                clear_element(place + across * lowest(lanes), size)
+                lanes &= lanes - 1
 
     return clear
 
 
-def build_selection(kind: str, dtype: torch.dtype) -> tuple[Callable[..., None], Sequence[Any]]:
-    """A kernel's Python source, still to be compiled, and its arguments' types."""
-    # sparse_ of 4096 x 4096 takes 16 ms with two blocks at a time, with one 18.5, with four 17.
-    blocks = min(2, at_once(32) // COLUMNS)
-    source, count = (collector(blocks), 12) if kind == "collect" else (clearer(blocks, dtype.itemsize), 10)
-    return source, (types.int64,) * count
+def build_selection(kind: str, dtype: torch.dtype) -> Callable[..., None]:
+    """The Python source of a kernel, still to be compiled; it takes whole numbers and, at last, a tuple of them."""
+    return walker(collect if kind == "collect" else clearer(dtype.itemsize))
