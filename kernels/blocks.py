@@ -91,16 +91,19 @@ def rounded(lane: Lanes, dtype: torch.dtype) -> Lanes:
     return whole.cast(f"u{8 * dtype.itemsize}", "trunc")
 
 
-def store(builder: ir.IRBuilder, vectors: Sequence[Any], address: Any, align: int, streaming: Any) -> None:
-    """Vectors one behind the other; where `streaming`, around the cache, for which the address must be a line's."""
+def store(
+    builder: ir.IRBuilder, vectors: Sequence[Any], address: Any, align: int, streaming: Any, stride: Any = None
+) -> None:
+    """Vectors one behind the other, or `stride` bytes from one to the next; where `streaming`, around the cache, for
+    which each address must be a line's."""
     size = vectors[0].type.count * vectors[0].type.element.get_abi_size(cpu_target.target_context.target_data)
     with builder.if_else(builder.trunc(streaming, ir.IntType(1))) as branches:
         for branch, around in zip(branches, (True, False), strict=True):
             with branch:
                 for k, vector in enumerate(vectors):
-                    place = builder.inttoptr(
-                        builder.add(address, ir.Constant(address.type, k * size)), vector.type.as_pointer()
-                    )
+                    number = ir.Constant(address.type, k if stride is not None else k * size)
+                    apart = number if stride is None else builder.mul(stride, number)
+                    place = builder.inttoptr(builder.add(address, apart), vector.type.as_pointer())
                     written = builder.store(vector, place, align=min(LINE, size) if around else align)
                     if around:
                         one = ir.Constant(ir.IntType(32), 1)

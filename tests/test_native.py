@@ -20,7 +20,7 @@ import fastinit
 from fastinit import Stream, engines
 from fastinit.kernels import cache, cpu, native
 from fastinit.kernels.engine import WHOLE_NUMBER_FIRST
-from fastinit.kernels.forms import COLLECT
+from fastinit.kernels.forms import CLEAR, COLLECT, FORMS
 from fastinit.kernels.smallest import Lists
 from fastinit.laws import EVERY_KIND
 
@@ -177,6 +177,18 @@ def test_code_that_calls_something_else_is_refused(monkeypatch):
     ))  # fmt: skip
     with pytest.raises(RuntimeError, match=r"uniform_float32_long calls getpid"):
         compiling.compile_kernel("uniform", torch.float32, "long", 3)
+
+
+@pytest.mark.parametrize("form", [*FORMS, "selection"])
+def test_a_kernel_compiles_in_two_seconds(form):
+    """Of a thread's own time: those of each form that take longest."""
+    from fastinit.kernels.compiling import compile_kernel
+
+    wanted = CLEAR[1] if form == "selection" else ("truncated_wide", torch.float8_e4m3fn, form, 8)
+    compile_kernel("words", torch.int32, "rows", 0)  # Numba's own first steps are no part of it
+    start = time.thread_time()
+    compile_kernel(*wanted)
+    assert time.thread_time() - start < 2
 
 
 TELL = """
