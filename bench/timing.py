@@ -27,10 +27,10 @@ Call = Callable[[], Any]
 
 LEAST = 5  # timings of each call, however long it takes
 MOST = 1000
-# Seconds between calls, where one of those compared takes a millisecond or more. The threads of GNU OpenMP, which
+# Seconds between calls, where all that are compared take two milliseconds or more. The threads of GNU OpenMP, which
 # torch's fill_ uses, spin for milliseconds after their work; on two cores whatever comes next would share one with them
-# (uniform_ of 2^26 elements after fill_: 0.217 ns, 5 ms later 0.195).
-REST, REST_FROM = 5e-3, 1e-3
+# (uniform_ of 2^26 elements after fill_: 0.217 ns, 5 ms later 0.195). Shorter calls would wait for cores that sleep.
+REST, REST_FROM = 5e-3, 2e-3
 TICK = 1e-4  # seconds; calls shorter than this are timed many at a time, so that reading the clock (60 ns) is no part
 
 
@@ -66,7 +66,7 @@ def medians(*variants: Call, budget: float = 0.4, least: int = LEAST, settle: bo
     with no_collection():
         expected = [estimate(variant) for variant in variants]
         calls = [max(1, math.ceil(TICK / seconds)) for seconds in expected]
-        rest = REST if max(expected) >= REST_FROM else 0.0
+        rest = REST if min(expected) >= REST_FROM else 0.0
         wanted = [min(MOST, max(least, int(budget / (s * n + rest)))) for s, n in zip(expected, calls, strict=True)]
         times: list[list[float]] = [[] for _ in variants]
         rounds = max(wanted)
