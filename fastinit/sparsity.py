@@ -16,8 +16,8 @@ from .regions import Shard, Target, local_of
 from .streams import Stream
 
 PART = 1 << 20  # elements in whose columns the zeros are found at a time; some 10 bytes each, on other devices 30
-# Up to so many elements, or columns, selecting by NumPy is faster than to call the kernels, which take 64 columns at a
-# time: 4096 x 1 takes 0.03 against 0.17 ms.
+# Up to so many elements, or so many columns of up to PART, selecting by NumPy is faster than to call the kernels, which
+# take 64 columns at a time: 4096 x 1 takes 0.03 against 0.17 ms.
 FEW, FEW_COLUMNS = 1 << 12, 2
 
 
@@ -50,20 +50,18 @@ def zero_smallest(target: Target, zeros: int, fast: bool | None, stream: Stream)
     if zeros == 0 or local.numel() == 0:
         return
     with torch.no_grad():
-        bits = local.view(SAME_SIZE[local.element_size()])  # torch fills no float8 by a mask
+        bits = local.view(SAME_SIZE[local.element_size()])  # torch fills no float8 by a mask, NumPy knows none
         if zeros == rows:
             bits.zero_()
             return
         like = torch.empty(0, dtype=torch.int32, device=local.device)
         engine = engines.choose(like, fast or None, Words().parameters(like.dtype))
         words = Drawn(engine, stream, rows, columns, fast or None)
+        width = local.shape[1]
+        few = rows * width <= FEW or (width <= FEW_COLUMNS and rows <= PART)
         if not local.is_cpu:
             zero_by_order(bits, top, left, zeros, words)
-        elif (
-            local.shape[1] <= FEW_COLUMNS
-            or rows * local.shape[1] <= FEW
-            or not zero_by_kernels(bits, top, left, zeros, words)
-        ):
+        elif few or not zero_by_kernels(bits, top, left, zeros, words):
             zero_by_partition(bits, top, left, zeros, words)
 
 
