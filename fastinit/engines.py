@@ -158,6 +158,18 @@ def without_kernel(tensor: Tensor, fast: bool | None, error: ImportError) -> Eng
     return eager if eager.why_not(tensor.device, tensor.dtype) is None else StagedEngine(eager)
 
 
+def draw_into(
+    engine: Engine, out: Tensor, fast: bool | None, draw: Draw, first: int, steps: Sequence[int] | None
+) -> Engine:
+    """Have `engine` fill `out`, or the eager engine where a kernel is missing; returns who did."""
+    try:
+        engine.fill(out, draw, first, steps)
+    except ImportError as error:  # before anything was written
+        engine = without_kernel(out, fast, error)
+        engine.fill(out, draw, first, steps)
+    return engine
+
+
 _told: set[str] = set()
 
 

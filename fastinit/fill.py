@@ -45,11 +45,7 @@ def fill(
     draw = Draw(kind, parameters, seed, word)
     try:
         if local.numel():
-            try:
-                engine.fill(local, draw, first, steps)
-            except ImportError as error:  # before anything was written
-                engine = engines.without_kernel(local, asked, error)
-                engine.fill(local, draw, first, steps)
+            engine = engines.draw_into(engine, local, asked, draw, first, steps)
     finally:  # autograd must hear of writes that go around torch, interrupted ones too
         if not local.is_inference():
             torch.autograd.graph.increment_version(local)

@@ -32,13 +32,9 @@ class Drawn:
     fast: bool | None = None
 
     def box(self, out: Tensor, row: int, column: int) -> Tensor:
-        place = (row * self.columns + column, (self.columns, 1))
         draw = Draw("words", (), self.stream.seed, self.stream.id)
-        try:
-            self.engine.fill(out, draw, *place)
-        except ImportError as error:  # before anything was written
-            self.engine = engines.without_kernel(out, self.fast, error)
-            self.engine.fill(out, draw, *place)
+        first = row * self.columns + column
+        self.engine = engines.draw_into(self.engine, out, self.fast, draw, first, (self.columns, 1))
         return out
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import warnings
 from decimal import Decimal
 
 import pytest
 import torch
-from common import FLOATS, bits, name_of, same_bits
+from common import FLOATS, bits, name_of, python, same_bits
 from torch import nn
 
 import fastinit
@@ -145,8 +143,7 @@ fastinit.normal_(weight)
 torch.manual_seed(1)
 assert torch.equal(weight, torch.nn.init.normal_(torch.empty(3, 3))) and not torch.equal(weight, plain)
 """
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
-    assert run.returncode == 0, run.stderr
+    python(code)
 
 
 def test_nested_tensors_are_left_to_torch():
