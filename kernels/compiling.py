@@ -27,7 +27,7 @@ from .selection import build_selection
 
 __all__ = ["assembly", "compile_kernel", "target"]
 
-native.hold_over_forks(global_compiler_lock)
+native.hold_over_forks(global_compiler_lock._lock)  # the lock itself, which `with` takes in one step
 
 # How many whole numbers a kernel takes before its tuple; see `loops.build_kernel` and `selection.walker`.
 HEAD, SELECTION_HEAD = 11, 6

@@ -124,7 +124,6 @@ class CpuEngine:
         length, stride, outer = runs
         form = form_of(runs, dtype)
         write = kernel(kind, dtype, form, len(parameters))
-        # The table lives until the last thread is done, because this frame does.
         table = torch.tensor(outer, dtype=torch.int64, device="cpu") if outer else None
         place = (stride, len(outer), 0 if table is None else table.data_ptr(), seed, stream)
         if size < THREADS_FROM:
@@ -139,7 +138,7 @@ class CpuEngine:
         lead = 0 if form == "turned" else first % piece
         streaming = int(size >= STREAMING_FROM)
 
-        def fill_piece(number: int) -> None:
+        def fill_piece(number: int, owned: object = (out, table)) -> None:  # until the last thread is done with them
             start, stop = number * piece - lead, (number + 1) * piece - lead
             write(address, first, length, max(start, 0), min(stop, count), *place, streaming, parameters)
 

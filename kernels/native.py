@@ -8,49 +8,63 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import inspect
 import os
 import threading
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
 
 from llvmlite import binding
 
-
-class Lock(Protocol):
-    def acquire(self) -> Any: ...
-
-    def release(self) -> None: ...
-
-
-# A thread that needs both takes them in this order. Who compiles must not keep those waiting who only load.
+# Re-entrant, because a signal handler may fill a tensor. A thread that needs both takes them in this order. Who compiles
+# must not keep those waiting who only load.
 compiling, loading = threading.RLock(), threading.RLock()
 
 # --- forks -------------------------------------------------------------------------------------
 
 # Locks that a child must find free: one that another thread holds during a fork stays locked in the child for ever.
-_locks: list[Lock] = [compiling, loading]
-_held: list[Lock] = []
+_locks: list[Any] = [compiling, loading]
+_held: dict[int, Generator[None, None, None]] = {}  # what releases them, by the thread that is forking
 
 
-def hold_over_forks(lock: Lock) -> None:
-    """Have forks wait for a lock that is only taken by threads that hold `compiling`, or none of these."""
+def hold_over_forks(lock: Any) -> None:
+    """Have forks wait for an RLock that is only taken by threads that hold `compiling`, or none of these."""
     _locks.insert(1, lock)
 
 
-def _before_fork() -> None:
-    locks = list(_locks)
-    for lock in locks:
-        lock.acquire()
-    _held[:] = locks
+def holding(locks: Sequence[Any]) -> Generator[None, None, None]:
+    """Holds all of them between its first step and its end. By `with`, so that an interruption releases each."""
+    if locks:
+        with locks[0]:
+            yield from holding(locks[1:])
+    else:
+        yield
 
 
-def _after_fork() -> None:
-    for lock in reversed(_held[:]):
-        lock.release()
+def _hold() -> None:
+    held = _held.get(threading.get_ident())
+    if held is None or inspect.getgeneratorstate(held) == inspect.GEN_CLOSED:  # an interruption ended it
+        held = _held[threading.get_ident()] = holding(tuple(_locks))
+        next(held)
+
+
+def _release() -> None:
+    if (held := _held.get(threading.get_ident())) is not None:
+        held.close()
+        del _held[threading.get_ident()]
+
+
+def _free_in_child() -> None:
+    _release()
+    for lock in _locks:
+        if not lock._is_owned():  # a thread that the child does not have may hold it, where `_hold` failed
+            lock._at_fork_reinit()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
+    # An exception in a hook (a signal handler's) is printed, and the fork goes on: the next one makes up for it.
+    for _ in range(3):
+        os.register_at_fork(before=_hold, after_in_parent=_release, after_in_child=_free_in_child)
 
 # --- loading -----------------------------------------------------------------------------------
 

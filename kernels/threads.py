@@ -2,6 +2,11 @@
 
 Python's own threads, because the kernels release the GIL and a fork only has to forget them. A piece is taken when a
 thread is free, so a thread that the machine slows down takes fewer. Handing a fill to the pool costs some 20 us.
+
+An exception can arise between any two lines of the caller's thread (Ctrl-C, a signal handler that raises), and so can a
+second fill (a signal handler, a finaliser). Hence: locks are taken by `with` and are C's own, which leaves no moment
+between taking one and being bound to release it; those that a thread can meet again are re-entrant; and
+`run` closes its job several times over.
 """
 
 from __future__ import annotations
@@ -11,17 +16,26 @@ import itertools
 import os
 import threading
 from collections.abc import Callable
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
+from types import TracebackType
+
+# How long a job's caller waits before it looks again, should a helper's message have been lost in an interruption.
+PATIENCE = 0.05  # seconds
 
 
 class Job:
-    """Pieces 0 to count - 1 of one task, taken by whoever is free."""
+    """Pieces 0 to count - 1 of one task, taken by whoever is free.
+
+    Until it is closed the job keeps the task, and so all memory that the task refers to.
+    """
 
     def __init__(self, task: Callable[[int], None], count: int) -> None:
-        self.task, self.count = task, count
+        self.task: Callable[[int], None] | None = task
+        self.count = count
         self.pieces = itertools.count()  # next() on it is atomic
-        self.lock = threading.Condition()
+        self.lock = threading.Lock()  # a thread never meets the lock of a job twice
         self.helpers, self.closed = 0, False
+        self.left: SimpleQueue[None] = SimpleQueue()  # a message from each helper that leaves
         self.error: BaseException | None = None
 
     def help(self) -> None:
@@ -37,19 +51,28 @@ class Job:
         finally:
             with self.lock:
                 self.helpers -= 1
-                self.lock.notify()
+            self.left.put(None)
 
     def work(self) -> None:
-        """Do pieces until none is left or one has failed."""
-        while self.error is None and (piece := next(self.pieces)) < self.count:
-            self.task(piece)
+        """Do pieces until none is left, one has failed, or the job is closed."""
+        task = self.task
+        while task and not self.closed and self.error is None and (piece := next(self.pieces)) < self.count:
+            task(piece)
 
     def close(self) -> None:
         """Let nobody begin any more, and wait until nobody is at work."""
         with self.lock:
             self.closed = True
-            while self.helpers:
-                self.lock.wait()
+        while self.helpers:
+            with contextlib.suppress(Empty):
+                self.left.get(timeout=PATIENCE)
+        self.task = None  # the queue of the pool may hold the job for longer, but not the task's memory
+
+    def __enter__(self) -> Job:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
 
 
 class Pool:
@@ -58,7 +81,7 @@ class Pool:
     def __init__(self) -> None:
         self.jobs: SimpleQueue[Job] = SimpleQueue()
         self.size = 0
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
 
     def grow(self, size: int) -> int:
         """Have up to `size` threads; returns how many there are, fewer where the system gives no more."""
@@ -89,21 +112,16 @@ if hasattr(os, "register_at_fork"):
 def run(task: Callable[[int], None], count: int, threads: int) -> None:
     """Call `task(0)` to `task(count - 1)` on up to `threads` threads, the caller's among them.
 
-    Returns, or raises what a task raised, only when no thread is at work on it any more; an interruption
-    (KeyboardInterrupt) skips the pieces that nobody has begun, and waits for the others too.
+    Returns, or raises what a task raised, only when no thread is at work on it any more. An interruption
+    (KeyboardInterrupt) at any moment skips the pieces that nobody has begun, and waits for the others; two more
+    while it is dealt with change nothing. `task` refers to all memory that it touches, which then outlives every
+    thread at work on it, whatever happens.
     """
     job, pool = Job(task, count), _pool
-    for _ in range(pool.grow(min(threads, count) - 1)):
-        pool.jobs.put(job)
-    try:
+    # Closed once by each: an interruption may strike while the last one is dealt with.
+    with job, job, job:
+        for _ in range(pool.grow(min(threads, count) - 1)):
+            pool.jobs.put(job)
         job.work()
-    except BaseException as error:
-        job.error = job.error or error
-    while True:
-        try:
-            job.close()
-            break
-        except BaseException as error:  # a second interruption while waiting: the memory is still being written
-            job.error = job.error or error
     if job.error is not None:
         raise job.error
