@@ -16,8 +16,8 @@ from typing import Any
 
 from llvmlite import binding
 
-# Re-entrant, because a signal handler may fill a tensor. A thread that needs both takes them in this order. Who compiles
-# must not keep those waiting who only load.
+# Re-entrant, because a signal handler may fill a tensor. A thread that needs both takes them in this order: compiling
+# must not hold up threads that only load.
 compiling, loading = threading.RLock(), threading.RLock()
 
 # --- forks -------------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -179,19 +181,34 @@ def test_a_graph_is_captured_and_replayed(count):
         assert same_bits(out, wanted)
 
 
+@contextlib.contextmanager
+def waiting_is_an_error() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype feature")
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def test_nothing_waits_for_the_device():
     out, turned = torch.empty(LARGE, device=DEVICE), torch.empty(300, 400, device=DEVICE).t()
     generator = torch.Generator(DEVICE).manual_seed(5)
     with fastinit.use_engine("gpu"):
         for _ in range(2):  # the first time loads kernels
             torch.cuda.synchronize()
-            torch.cuda.set_sync_debug_mode("error")
-            try:
+            with waiting_is_an_error():
                 fastinit.normal_(out, stream=STREAM)
                 fastinit.normal_(turned)
                 fastinit.normal_(out, generator=generator)
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
+
+
+def test_waiting_would_be_seen():
+    """The twin."""
+    out = torch.empty(10, device=DEVICE)
+    with waiting_is_an_error(), pytest.raises(RuntimeError, match="synchronizing"):
+        out.cpu()
 
 
 def test_fills_run_on_the_current_stream():
