@@ -340,12 +340,16 @@ def fill_runs(
     """
     LANES: tl.constexpr = 128 // WIDTH
     numbers = typed(parameters, REAL, WHOLE)
+    # One dimension, though rows and columns are two: with an unknown stride Triton before 3.7 stores two dimensions
+    # column by column, for which every value goes through shared memory to another thread.
+    thread = tl.arange(0, ROWS * 16)
+    column = thread % 16
     # Rows and sizes have 32 bits, because a division in 64 is a call with a stack; positions have 64.
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+    row = tl.program_id(0) * ROWS + thread // 16
     run = row // rows_a_run
     block = row - run * rows_a_run
-    index = tl.zeros([ROWS, 1], tl.int64) + first
-    place = tl.zeros([ROWS, 1], tl.int64)
+    index = tl.zeros([ROWS * 16], tl.int64) + first
+    place = tl.zeros([ROWS * 16], tl.int64)
     for k in tl.static_range(len(sizes)):
         around = run // sizes[k]
         along = (run - around * sizes[k]).to(tl.int64)
@@ -353,7 +357,6 @@ def fill_runs(
         place += along * strides[k]
         run = around
     number = index // (16 * LANES) + block  # of the block; an index is never negative
-    column = tl.arange(0, 16)[None, :]
     counter = number * 16 + column
     words = PHILOX(
         low_word(counter), high_word(counter),

@@ -198,9 +198,16 @@ class Blocks:
     def join(self, step: Instruction) -> None:
         whole = step.results[0]
         width = int(whole.type[1:]) // len(step.sources)
-        parts = [self.read(source, step).astype(DTYPES[whole.type]) for source in step.sources]
+        parts = [self.part(source, width, step).astype(DTYPES[whole.type]) for source in step.sources]
         shifted = [part << DTYPES[whole.type](place * width) for place, part in enumerate(parts)]
         self.write(whole, np.bitwise_or.reduce(np.broadcast_arrays(*shifted)), step)
+
+    def part(self, source: Source, width: int, step: Instruction) -> Array:
+        """A part of a register. LLVM names one without a value where it needs the others alone: it may be anything."""
+        if not isinstance(source, Register) or source.name in self.registers:
+            return self.read(source, step)
+        shape = (len(self.numbers), math.prod(self.launch.kernel.threads))
+        return self.launch.generator.integers(0, 1 << width, shape, DTYPES[f"u{width}"])
 
     def split(self, step: Instruction) -> None:
         whole = self.read(step.sources[0], step)

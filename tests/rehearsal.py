@@ -27,12 +27,15 @@ import ptx
 import torch
 import triton
 from triton.backends.nvidia.driver import include_dirs
+from triton.compiler import CompiledKernel
 
 from fastinit.kernels import gpu
 from fastinit.kernels.engine import Draw
 
 STREAM = 0xABC0  # the current stream of device 0; each device has its own
 FAILED = 999  # CUDA_ERROR_UNKNOWN
+# How many pointers Triton adds to the parameters of every kernel.
+SCRATCH = 1 if triton.__version__.startswith("3.4.") else 2
 # The first arguments of each kernel. The draw's come last, behind the tuples of fill_runs.
 PLACES = {
     "fill_tiles": ("address", "tile", "tiles", "steps"),
@@ -145,7 +148,8 @@ class Stub:
         self.witness = Witness(self.call)  # kept: the library has but its address
         self.library.stub_set_witness(self.witness)
         triton.knobs.compilation.listener = lambda **_: self.heard.calls.append("triton.compile")
-        triton.knobs.runtime.kernel_load_end_hook = self.loaded
+        load = CompiledKernel._init_handles  # Triton 3.4 has no hook for it
+        CompiledKernel._init_handles = lambda kernel: self.loaded(kernel, load(kernel))
 
     @property
     def device(self) -> int:
@@ -158,9 +162,8 @@ class Stub:
         self.context.value = index + 1
         return before
 
-    def loaded(self, module: int, function: int, name: str, files: dict[str, str], hash: str) -> None:
-        path = next(path for file, path in files.items() if file.endswith(".ptx"))
-        self.kernels[function] = name, Path(path).read_text()
+    def loaded(self, kernel: CompiledKernel, _: None) -> None:
+        self.kernels[kernel.function] = kernel.name, kernel.asm["ptx"]
 
     def call(self, name: bytes, config: Any, function: int, parameters: Any) -> int:
         self.heard.calls.append(name.decode())
@@ -241,6 +244,7 @@ def stage(compiler: str, directory: Path) -> Iterator[Executor]:
     source = Path(__file__).with_name("stub_cuda.c")
     command = [compiler, "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", *(f"-I{path}" for path in include_dirs)]
     subprocess.run([*command, str(source), "-o", str(directory / "libcuda.so.1")], check=True)
+    (directory / "libcuda.so").symlink_to("libcuda.so.1")  # the name that the linker looks for, for Triton 3.4
     paths = [str(directory), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
     variables = {
         "LD_LIBRARY_PATH": os.pathsep.join(paths),  # where the process looks

@@ -20,6 +20,7 @@ from common import CASE_IDS, CASES, LAWS, name_of, same_bits
 pytest.importorskip("triton")
 
 import ptx
+from rehearsal import SCRATCH
 from triton.backends.compiler import GPUTarget
 
 from fastinit.kernels import gpu, tiles
@@ -71,10 +72,9 @@ class Gpu:
         return Launcher(self, compiled(variant, self.arch, self.edit)), ()
 
     def launch(self, kernel: ptx.Kernel, grid: tuple[int, int, int], *arguments: Any) -> None:
-        scratch = (0, 0)  # two pointers that Triton adds to every kernel's parameters
         self.launches.append((kernel.name, grid[0]))
         generator = np.random.default_rng(self.errors)
-        ptx.run(kernel, grid, flat((arguments, scratch)), self.memory, generator, self.programs)
+        ptx.run(kernel, grid, [*flat(arguments), *[0] * SCRATCH], self.memory, generator, self.programs)
 
 
 class Launcher(NamedTuple):

@@ -30,7 +30,8 @@ from fastinit.laws import Normal, Uniform, Words
 H100 = GPUTarget("cuda", 90, 32)
 ADDRESS = 0x7F3A_0000_0000  # of memory that does not exist
 NORMAL = Draw("normal", (0.25, 2.0), 2**64 - 59, 2**63 + 11)
-SCRATCH = (bytes(8), bytes(8))  # two pointers that Triton adds to every kernel, here to nothing
+SCRATCH = (bytes(8),) * rehearsal.SCRATCH  # pointers to nothing
+SCRATCH_TYPES = ("u64",) * len(SCRATCH)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def test_arguments_of_the_run_kernel_arrive_as_they_were_meant(rehearse):
     first = 2**62 + 2**40 + 1
     launched = rehearse(Fill(flat(torch.float32, 1000, ADDRESS + 4), NORMAL, first)).launches
     assert [launch.types for launch in launched] == [
-        ("u64",) * 4 + ("u32",) * 2 + ("u64",) * 2 + ("f32",) * 2 + ("u64",) * 2
+        ("u64",) * 4 + ("u32",) * 2 + ("u64",) * 2 + ("f32",) * 2 + SCRATCH_TYPES
     ]
     rows = (first % 64 + 1000 + 63) // 64
     place = packed("qqqqii", ADDRESS + 4, first, 1000, 1, rows, rows)
@@ -83,7 +84,7 @@ def test_arguments_of_the_tile_kernel_arrive_as_they_were_meant(rehearse):
     head, size = -first % tile, 4
     address = ADDRESS + 16 - head * size % 16  # so that the first whole tile is aligned
     tiles, *ends = rehearse(Fill(flat(torch.float32, count, address), NORMAL, first)).launches
-    assert tiles.types == ("u64",) * 6 + ("f32",) * 2 + ("u64",) * 2
+    assert tiles.types == ("u64",) * 6 + ("f32",) * 2 + SCRATCH_TYPES
     place = packed("qqqq", address + head * size, (first + head) // tile, 99, 1)
     assert tiles.values == place + packed("QQff", 2**64 - 59, 2**63 + 11, 0.25, 2.0) + SCRATCH
     assert tiles.grid == (99, 1, 1)
@@ -96,7 +97,7 @@ def test_arguments_of_the_kernel_for_runs_in_three_dimensions_arrive_as_they_wer
     steps, strides = row_major(shape), (1, 3 * 2**33, 3)
     first = 17 * steps[0] + 2**20 * steps[1] + 1
     [launch] = rehearse(Fill(Memory(torch.float32, local, strides, ADDRESS), NORMAL, first, steps)).launches
-    assert launch.types == ("u64",) * 4 + ("u32",) * 5 + ("u64",) * 8 + ("f32",) * 2 + ("u64",) * 2
+    assert launch.types == ("u64",) * 4 + ("u32",) * 5 + ("u64",) * 8 + ("f32",) * 2 + SCRATCH_TYPES
     place = packed("qqqqii", ADDRESS, first, 7, 3, 3 * 5 * 2, 2)
     around = packed("iii", 1, 3, 5) + packed("qqq", 0, *steps[:2]) + packed("qqq", 0, *strides[:2])
     assert launch.values == place + around + packed("QQff", 2**64 - 59, 2**63 + 11, 0.25, 2.0) + SCRATCH
@@ -138,9 +139,9 @@ def test_parameters_arrive_as_the_very_numbers_of_the_law(rehearse, law, dtype):
     [launch] = rehearse(Fill(flat(dtype, 100), Draw(kind, parameters, 1, 2))).launches
     assert launch.values[8:] == packed(forms, *parameters) + SCRATCH
     types = {"I": "u32", "f": "f32", "d": "f64"}
-    assert launch.types[8:] == (*(types[form] for form in forms), "u64", "u64")
+    assert launch.types[8:] == (*(types[form] for form in forms), *SCRATCH_TYPES)
     # Packing rounds nothing: the bytes are the law's own number.
-    values = zip(forms, launch.values[8:-2], strict=True)
+    values = zip(forms, launch.values[8 : -len(SCRATCH)], strict=True)
     assert tuple(struct.unpack(f"<{form}", value)[0] for form, value in values) == parameters
 
 

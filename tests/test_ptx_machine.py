@@ -191,6 +191,15 @@ def test_registers_without_a_value(body):
         ran(body)
 
 
+def test_a_part_without_a_value_may_be_anything():
+    """Another number in each thread; the part that has a value keeps it."""
+    body = (
+        OWN_PLACE + "mov.b32 %r1, 7; mov.b64 %rd2, {{%r1, %r7}}; mov.b64 {{%r2, %r3}}, %rd2; st.global.b32 [%rd1], {};"
+    )
+    assert words(ran(body.format("%r2"), 16, threads="4")) == [7] * 4
+    assert len(set(words(ran(body.format("%r3"), 16, threads="4")))) == 4
+
+
 # --- branches ----------------------------------------------------------------------------------
 
 # Each block goes round once more than the one before, and adds up what it counts.
