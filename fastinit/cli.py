@@ -10,9 +10,13 @@ import io
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from .kernels.forms import Kernel
 
 OK, FAILED, MISUSED = 0, 1, 2
 EXAMPLE = "fastinit compare torch.nn:Transformer --set d_model=256"
@@ -54,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="engines, processor, threads, cache, and why something is slow")
     doctor.set_defaults(run=run_doctor)
     warmup = commands.add_parser("warmup", help="compile all kernels of the CPU engine and keep them on disk")
+    warmup.add_argument("--into", metavar="DIR", help="keep them there, readable by all users, as for an image")
     warmup.set_defaults(run=run_warmup)
     return root
 
@@ -185,19 +190,42 @@ def run_warmup(arguments: argparse.Namespace) -> int:
             f"fastinit warmup: there is nothing to compile, the CPU engine does not work here: {cpu}", file=sys.stderr
         )
         return FAILED
-    from .kernels.cache import folder
-    from .kernels.cpu import kernel
-
     begin, kernels = time.perf_counter(), engines.every_kernel()
-    for wanted in tqdm(kernels, desc="compiling", unit="kernel", disable=None):
-        kernel(*wanted)
-    took = time.perf_counter() - begin
-    if folder() is None:
+    keep = keeper(arguments.into)
+    try:
+        for wanted in tqdm(kernels, desc="compiling", unit="kernel", disable=None):
+            keep(wanted)
+    except (ImportError, OSError) as error:
+        print(f"fastinit warmup: {one_line(error)}", file=sys.stderr)
+        return FAILED
+    took = f"{len(kernels)} kernels ready in {time.perf_counter() - begin:.1f} s"
+    if arguments.into is not None:
+        print(f"{took}, kept in {arguments.into}; to use them there, set FASTINIT_CACHE_DIR={arguments.into}")
+        return OK
+    from .kernels.cache import places
+
+    if (folder := places().writing) is None:
         print(
-            f"compiled {len(kernels)} kernels in {took:.1f} s, in vain: no cache folder can be written. "
-            "Set FASTINIT_CACHE_DIR to one that only you can write",
+            f"{took}, in vain: no cache folder can be written. Set FASTINIT_CACHE_DIR to one that only you can write",
             file=sys.stderr,
         )
         return FAILED
-    print(f"{len(kernels)} kernels ready in {took:.1f} s, kept in {folder()}")
+    print(f"{took}, kept in {folder.path}")
     return OK
+
+
+def keeper(into: str | None) -> Callable[[Kernel], object]:
+    """What has a kernel on disk: in the folder `into`, else where fills keep it. Raises `Misuse` before the work."""
+    from .kernels import cpu
+    from .kernels.trust import Folder
+
+    if into is None:
+        return lambda wanted: cpu.kernel(*wanted)
+    folder = Folder(Path(into), shared=True)
+    try:
+        writable = folder.prepare()
+    except OSError as error:
+        raise Misuse(f"--into {into}: {one_line(error)}; expected a folder that only you or root can write") from error
+    if not writable:
+        raise Misuse(f"--into {into}: it cannot be written; expected a folder that only you or root can write")
+    return functools.partial(cpu.keep, folder)

@@ -5,6 +5,7 @@ Nothing here may fail because something is missing or broken: that is what it is
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import os
@@ -49,9 +50,12 @@ class Processor(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """The folder of compiled kernels, None where none can be written, and what lies in it."""
+    """The folders that compiled kernels are read from, the one of them that new ones are written to (None where none
+    can be), why others are not used, and what lies in those that are read."""
 
-    folder: Path | None
+    reading: tuple[Path, ...]
+    writing: Path | None
+    refused: dict[Path, str]
     files: int
     size: int
 
@@ -225,11 +229,15 @@ def widest(assembly: str) -> str:
 
 def cache_found() -> Cache:
     """Only with a CPU engine that works: the cache's module needs LLVM."""
-    from .kernels.cache import folder
+    from .kernels.cache import places
 
-    place = folder()
-    sizes = [] if place is None else [file.stat().st_size for file in place.glob("*.kernel")]
-    return Cache(place, len(sizes), sum(sizes))
+    reading, writing, refused = places()
+    sizes = []
+    for folder in reading:
+        with contextlib.suppress(OSError):
+            sizes += [(folder.path / name).stat().st_size for name in folder.names() if name.endswith(".kernel")]
+    written = None if writing is None else writing.path
+    return Cache(tuple(folder.path for folder in reading), written, refused, len(sizes), sum(sizes))
 
 
 def kernel_words() -> str:
@@ -239,27 +247,30 @@ def kernel_words() -> str:
     from .kernels.forms import kernel_name
 
     wanted = every_kernel()
-    paths = [cache.path_of(kernel_name(kind, dtype, form), parameters) for kind, dtype, form, parameters in wanted]
-    ready = sum(path is not None and path.exists() for path in paths)
+    ready = sum(cache.read(kernel_name(kind, dtype, form), count) is not None for kind, dtype, form, count in wanted)
     return f"{ready} of {len(wanted)} on disk; {DEFAULT_MODEL}"
 
 
 def setting_facts(cache: Cache | None) -> Facts:
     environment = os.environ.get("FASTINIT")
     return [
-        ("kernel cache", cache_words(cache)),
+        *cache_facts(cache),
         ("kernels", "none" if cache is None else kernel_words()),
         ("huge pages", pages.setting()),
         ("FASTINIT", "not set" if environment is None else repr(environment)),
     ]
 
 
-def cache_words(cache: Cache | None) -> str:
+def cache_facts(cache: Cache | None) -> Facts:
     if cache is None:
-        return "not used: the CPU engine does not work"
-    if cache.folder is None:
-        return "none can be written: kernels are compiled in each process"
-    return f"{cache.folder}: {cache.files} kernels, {cache.size:,} bytes"
+        return [("kernel cache", "not used: the CPU engine does not work")]
+    read = f"{', '.join(map(str, cache.reading))}: {cache.files} kernels, {cache.size:,} bytes"
+    written = "not kept: they are compiled in each process" if cache.writing is None else f"kept in {cache.writing}"
+    return [
+        ("kernel cache", read if cache.reading else "no folder can be used"),
+        ("new kernels", written),
+        *(("not used", f"{path}: {reason}") for path, reason in cache.refused.items()),
+    ]
 
 
 # --- hints -------------------------------------------------------------------------------------
@@ -286,18 +297,28 @@ def hints(problem: str | None, processor: Processor, cache: Cache | None) -> lis
         found.append(
             f"{threads} threads on {available} processors get in each other's way: torch.set_num_threads({available})"
         )
-    if cache is not None and cache.folder is None:
-        found.append(
-            "no cache folder can be written: each process spends some 0.5 s on each kernel that it uses; "
-            "set FASTINIT_CACHE_DIR to a folder that only you can write"
-        )
-    if cache is not None and cache.folder is not None and cache.files == 0:
-        found.append(
-            "the kernel cache is empty: the first call of each law compiles for some 0.5 s; run fastinit warmup"
-        )
+    if cache is not None:
+        found += cache_hints(cache)
     if pages.setting() == "never":
         found.append(
             "huge pages are off: filling fresh memory costs several times as much as drawing; "
             f"write madvise to {pages.SETTING}"
+        )
+    return found
+
+
+def cache_hints(cache: Cache) -> list[str]:
+    found = []
+    chosen = os.environ.get("FASTINIT_CACHE_DIR")
+    if chosen and (reason := cache.refused.get(Path(os.path.realpath(chosen)))):
+        found.append(f"FASTINIT_CACHE_DIR is not used: {reason}")
+    if cache.writing is None:
+        found.append(
+            "no cache folder can be written: each process spends some 0.5 s on each kernel that is not there yet; "
+            "set FASTINIT_CACHE_DIR to a folder that only you can write"
+        )
+    elif cache.files == 0:
+        found.append(
+            "the kernel cache is empty: the first call of each law compiles for some 0.5 s; run fastinit warmup"
         )
     return found

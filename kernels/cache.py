@@ -1,7 +1,8 @@
 """Compiled kernels on disk.
 
-A kernel's file is named after a digest of everything that it was compiled from and for: the sources here, the versions
-of Numba, LLVM and Python, the CPU and its features. Nothing is ever stale, only unused. Reading it needs no Numba.
+A kernel's file is named after a digest of everything that it was compiled from and for (the modules of this package,
+the versions of LLVM and Python, the CPU and its features), and after the version of Numba that compiled it. Nothing is
+ever stale, only unused. Reading it needs no Numba: where there is none, any version's kernel serves.
 """
 
 from __future__ import annotations
@@ -9,21 +10,17 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import importlib.util
 import os
-import stat
 import sys
 import tempfile
-import uuid
 from pathlib import Path
+from typing import NamedTuple
 
 import llvmlite
 from llvmlite import binding
 
-SOURCES = (
-    "arithmetic.py", "blocks.py", "cache.py", "coefficients.py", "compiling.py", "cpu.py", "engine.py", "formats.py",
-    "forms.py", "loops.py", "native.py", "selection.py", "simd.py",
-)  # fmt: skip
+from .identity import module_content, package_digest
+from .trust import Folder
 
 # Of Numba's settings those that change the code it makes.
 CODE_SETTINGS = (
@@ -31,37 +28,47 @@ CODE_SETTINGS = (
     "NUMBA_DEBUGINFO", "NUMBA_DEBUG",
 )  # fmt: skip
 
+# --- folders -----------------------------------------------------------------------------------
+
+
+class Places(NamedTuple):
+    """The folders that kernels are read from, in order; the one of them that new ones are written to, if any can be;
+    and why others are not used."""
+
+    reading: tuple[Folder, ...]
+    writing: Folder | None
+    refused: dict[Path, str]
+
 
 @functools.cache
-def folder() -> Path | None:
-    """The first of these that can be written: $FASTINIT_CACHE_DIR, the user's cache folder, a private folder in
-    the temporary one. None where none can: kernels are then compiled in every process."""
+def places() -> Places:
+    """$FASTINIT_CACHE_DIR, the user's cache folder, a private folder in the temporary one: up to the first of them
+    that can be written. Those before it are only read, as the one that an image brings along."""
     chosen = os.environ.get("FASTINIT_CACHE_DIR")
-    # Absolute, so that a change of the working directory does not lead to another folder, which nobody has looked at.
-    candidates = [Path(chosen).absolute()] if chosen else default_folders()
-    return next((path for path in candidates if is_ours(path)), None)
+    reading, refused = [], {}
+    for path in [*([Path(chosen)] if chosen else []), *default_folders()]:
+        folder = Folder(path)
+        try:
+            writable = folder.prepare()
+        except OSError as error:
+            refused[folder.path] = str(error)
+            continue
+        reading.append(folder)
+        if writable:
+            return Places(tuple(reading), folder, refused)
+    return Places(tuple(reading), None, refused)
 
 
 def default_folders() -> list[Path]:
     user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "")
-    folders = [Path(tempfile.gettempdir()).absolute() / f"fastinit-{user}"]
+    folders = [Path(tempfile.gettempdir()) / f"fastinit-{user}"]
     configured = Path(os.environ.get("XDG_CACHE_HOME", ""))
     with contextlib.suppress(RuntimeError):  # a user without a home
         folders.insert(0, (configured if configured.is_absolute() else Path.home() / ".cache") / "fastinit")
     return folders
 
 
-def is_ours(path: Path) -> bool:
-    """Whether `path` is, or can be made, a folder that only we can write: what lies there is executed."""
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = path.lstat()
-        if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
-            return False
-        with tempfile.TemporaryFile(dir=path):
-            return stat.S_ISDIR(status.st_mode)
-    except OSError:
-        return False
+# --- names -------------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -75,56 +82,78 @@ def target() -> tuple[str, str]:
 
 
 @functools.cache
-def numba_version() -> bytes | None:
-    """What the Numba that would be imported writes about its version; None where it cannot be found out."""
-    spec = importlib.util.find_spec("numba")
-    if spec is None or spec.origin is None:
-        return None
-    with contextlib.suppress(OSError):
-        return Path(spec.origin).with_name("_version.py").read_bytes()
-    return None
+def maker() -> str | None:
+    """The Numba that would compile here, by a digest of what it says about its version; None where there is none."""
+    version = module_content("numba", "_version")
+    return None if version is None else hashlib.sha256(version).hexdigest()[:8]
 
 
 @functools.cache
 def common_digest() -> bytes | None:
-    """Of what all kernels are made from and for; None where nothing may be kept, as Numba's version is unknown."""
-    version = numba_version()
-    if version is None:
-        return None
-    here = Path(__file__).parent
+    """Of what all kernels are made from and for; None where this package's code cannot be had: nothing is kept."""
+    package = sys.modules[__package__].__spec__
+    code = None if package is None else package_digest(package)
     settings = [os.environ.get(name) for name in CODE_SETTINGS]
     made_for = repr((llvmlite.__version__, sys.version, sys.platform, target(), settings)).encode()
-    return hashlib.sha256(version + made_for + b"".join((here / name).read_bytes() for name in SOURCES)).digest()
+    return None if code is None else hashlib.sha256(code + made_for).digest()
 
 
-def path_of(name: str, parameters: int) -> Path | None:
-    place, common = folder(), common_digest()
-    if place is None or common is None:
+def stem_of(name: str, parameters: int) -> str | None:
+    """A file's name without the Numba that made it."""
+    common = common_digest()
+    if common is None:
         return None
-    digest = hashlib.sha256(common + f"{name} {parameters}".encode()).hexdigest()
-    return place / f"{name}-{digest[:24]}.kernel"
+    return f"{name}-{hashlib.sha256(common + f'{name} {parameters}'.encode()).hexdigest()[:24]}"
 
 
-def seal(path: Path, object_code: bytes) -> bytes:
-    """What stands before the code in its file: a digest, of the name too, so that no kernel passes for another."""
-    return hashlib.sha256(path.name.encode() + object_code).digest()
-
-
-def read(path: Path) -> bytes | None:
-    """The object code in a file. One that is missing, cut short or not ours to read only costs a compilation."""
+def files_of(folder: Folder, stem: str) -> list[str]:
+    """The files that may hold a kernel: Numba's own, or, without Numba, all that any Numba has made."""
+    if (made := maker()) is not None:
+        return [f"{stem}.{made}.kernel"]
     with contextlib.suppress(OSError):
-        content = path.read_bytes()
-        digest, object_code = content[:32], content[32:]
-        if seal(path, object_code) == digest:
-            return object_code
+        return sorted(name for name in folder.names() if name.startswith(f"{stem}.") and name.endswith(".kernel"))
+    return []
+
+
+# --- files -------------------------------------------------------------------------------------
+
+
+def seal(file: str, object_code: bytes) -> bytes:
+    """What stands before the code in its file: a digest, of the name too, so that no kernel passes for another."""
+    return hashlib.sha256(file.encode() + object_code).digest()
+
+
+def read(name: str, parameters: int, *before: Folder) -> bytes | None:
+    """A kernel's object code, from the folders `before` the usual ones if it is there.
+
+    A file that is missing, cut short or not to be trusted only costs a compilation.
+    """
+    stem = stem_of(name, parameters)
+    if stem is None:
+        return None
+    for folder in (*before, *places().reading):
+        for file in files_of(folder, stem):
+            with contextlib.suppress(OSError):
+                content = folder.read(file)
+                digest, object_code = content[:32], content[32:]
+                if seal(file, object_code) == digest:
+                    return object_code
     return None
 
 
-def write(path: Path, object_code: bytes) -> None:
-    draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+def write(name: str, parameters: int, object_code: bytes) -> None:
+    """Keep a kernel where that is possible."""
+    folder = places().writing
     with contextlib.suppress(OSError):
-        try:
-            draft.write_bytes(seal(path, object_code) + object_code)
-            draft.replace(path)  # atomic: no other process sees half a file
-        finally:
-            draft.unlink(missing_ok=True)
+        if folder is not None:
+            write_to(folder, name, parameters, object_code)
+
+
+def write_to(folder: Folder, name: str, parameters: int, object_code: bytes) -> bool:
+    """Keep a kernel in `folder`; whether it has a name. Raises `OSError` where it cannot be written."""
+    stem, made = stem_of(name, parameters), maker()
+    if stem is None or made is None:
+        return False
+    file = f"{stem}.{made}.kernel"
+    folder.write(file, seal(file, object_code) + object_code)
+    return True

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -17,6 +15,7 @@ from .formats import WIDTHS
 from .forms import BLOCKS_AT_ONCE, LINE, Form, Kernel, form_of, kernel_name
 from .pages import advise_huge_pages
 from .threads import run
+from .trust import Folder
 
 # How many kernels this process has "loaded" from disk, and how many it has "compiled": tests ask.
 origins: Counter[str] = Counter()
@@ -42,17 +41,18 @@ def kernel(kind: str, dtype: torch.dtype, form: Form, parameters: int) -> Callab
     `loops.build_kernel`. Those of the form "selection" take other arguments, see `selection.walker`.
     Raises `ImportError` where it would have to be compiled and Numba cannot.
     """
-    name = kernel_name(kind, dtype, form)
-    path = cache.path_of(name, parameters)
-    if (found := loaded(path, name)) is not None:
+    wanted = (kind, dtype, form, parameters)
+    if (found := loaded(wanted)) is not None:
         return found
     with native.compiling:
         # Another thread may just have compiled it.
-        return loaded(path, name) or compiled(path, name, (kind, dtype, form, parameters))
+        return loaded(wanted) or compiled(wanted)
 
 
-def loaded(path: Path | None, name: str) -> Callable[..., None] | None:
-    object_code = None if path is None else cache.read(path)
+def loaded(wanted: Kernel) -> Callable[..., None] | None:
+    kind, dtype, form, parameters = wanted
+    name = kernel_name(kind, dtype, form)
+    object_code = cache.read(name, parameters)
     if object_code is None:
         return None
     function = native.load(object_code, name)
@@ -60,24 +60,46 @@ def loaded(path: Path | None, name: str) -> Callable[..., None] | None:
     return function
 
 
-def compiled(path: Path | None, name: str, wanted: Kernel) -> Callable[..., None]:
+def compiled(wanted: Kernel) -> Callable[..., None]:
+    kind, dtype, form, parameters = wanted
+    name, (object_code, kept) = kernel_name(kind, dtype, form), compiled_code(wanted)
+    if kept:
+        cache.write(name, parameters, object_code)
+    function = native.load(object_code, name)
+    origins["compiled"] += 1
+    return function
+
+
+def compiled_code(wanted: Kernel) -> tuple[bytes, bool]:
+    """A kernel's object code, and whether it is what its name on disk says. Raises `ImportError` where Numba cannot."""
+    kind, dtype, form, _ = wanted
+    name = kernel_name(kind, dtype, form)
     try:
         if name in failures:
             raise ImportError(failures[name])
         from . import compiling
 
-        object_code = compiling.compile_kernel(*wanted)
+        # A file in the working directory can have Numba compile for another CPU than its environment and this CPU say.
+        return compiling.compile_kernel(*wanted), compiling.target() == cache.target()
     except Exception as error:  # a broken installation can raise anything
         words = failures.get(name, f"Numba cannot compile the kernel {name} here: {type(error).__name__}: {error}")
         if not isinstance(error, (MemoryError, OSError)):  # these may pass
             failures[name] = words
         raise ImportError(words) from error
-    # A file in the working directory can have Numba compile for another CPU than its environment and this CPU say.
-    if path is not None and compiling.target() == cache.target():
-        cache.write(path, object_code)
-    function = native.load(object_code, name)
-    origins["compiled"] += 1
-    return function
+
+
+def keep(folder: Folder, wanted: Kernel) -> None:
+    """Have a kernel in `folder`, from another folder or compiled.
+
+    Raises `OSError` where it cannot be written, `ImportError` where it cannot be compiled or not be named.
+    """
+    kind, dtype, form, parameters = wanted
+    name = kernel_name(kind, dtype, form)
+    object_code, kept = cache.read(name, parameters, folder), True
+    if object_code is None:
+        object_code, kept = compiled_code(wanted)
+    if not kept or not cache.write_to(folder, name, parameters, object_code):
+        raise ImportError(f"what the kernel {name} was compiled from and for cannot be told here, so it is not kept")
 
 
 # Measured by `python -m bench.thresholds`.
@@ -96,10 +118,6 @@ class CpuEngine:
 
     name = "cpu"
     compiled = True
-
-    def __init__(self) -> None:
-        if importlib.util.find_spec("numba") is None:  # without importing it: most processes need not
-            raise ImportError("No module named 'numba'")
 
     def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
         if device.type != "cpu":

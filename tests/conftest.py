@@ -6,6 +6,7 @@ import atexit
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 # Before fastinit is imported: kernels of this run are compiled for this run, whatever the user's cache holds.
 if "FASTINIT_CACHE_DIR" not in os.environ:
@@ -33,3 +34,12 @@ def two_threads():
     torch.set_num_threads(max(2, before))
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def place():
+    """A folder that every user can reach; `tmp_path` is only its user's."""
+    path = Path(tempfile.mkdtemp())
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)

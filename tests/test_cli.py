@@ -15,7 +15,6 @@ from common import FLOAT8, name_of
 import fastinit
 from fastinit import doctor, engines, flags
 from fastinit.cli import main
-from fastinit.kernels.forms import FORMS, SELECTIONS, kernel_name
 
 LINEAR = ["compare", "torch.nn:Linear", "--set", "in_features=64", "out_features=96", "--repeat", "1"]
 MODULE = """
@@ -235,7 +234,7 @@ def test_doctor_tells_what_is_there(capsys):
         r"reference +works", r"cpu +works", r"eager +works", r"CPU tensors +drawn by the cpu engine",
         r"kernels' vectors +.*(bits|SVE).*, read in the assembly",
         rf"threads +{torch.get_num_threads()} used by torch",
-        r"kernel cache +.*: \d+ kernels, [\d,]+ bytes",
+        r"kernel cache +.*: \d+ kernels, [\d,]+ bytes", r"new kernels +kept in ",
         r"kernels +\d+ of 193 on disk; a model of .* takes 3",
         r"FASTINIT +not set",
     ):  # fmt: skip
@@ -246,7 +245,8 @@ def test_doctor_tells_what_is_there(capsys):
 def test_doctor_works_with_a_broken_numba(tmp_path):
     (tmp_path / "numba").mkdir()
     (tmp_path / "numba" / "__init__.py").write_text("raise RuntimeError('broken [on] purpose')")
-    done = run("doctor", PYTHONPATH=f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    path = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    done = run("doctor", PYTHONPATH=path, FASTINIT_CACHE_DIR=str(tmp_path / "cache"))
     assert (done.returncode, done.stderr) == (0, "")
     assert re.search(r"numba +does not work: RuntimeError: broken \[on\] purpose", done.stdout)
     assert re.search(r"CPU tensors +drawn by the eager engine", done.stdout)
@@ -254,7 +254,7 @@ def test_doctor_works_with_a_broken_numba(tmp_path):
 
 
 CPU = doctor.Processor("cpu", ("fma",), True)
-FULL = doctor.Cache(Path("cache"), 3, 1000)
+FULL = doctor.Cache((Path("cache"),), Path("cache"), {}, 3, 1000)
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ FULL = doctor.Cache(Path("cache"), 3, 1000)
     [
         ("ImportError: numba", CPU, None, "pip install --force-reinstall numba"),
         (None, CPU._replace(fused=False), FULL, "no fused multiply-add"),
-        (None, CPU, FULL._replace(folder=None), "set FASTINIT_CACHE_DIR"),
+        (None, CPU, FULL._replace(writing=None), "set FASTINIT_CACHE_DIR"),
         (None, CPU, FULL._replace(files=0), "run fastinit warmup"),
     ],
 )
@@ -272,6 +272,16 @@ def test_doctor_hints(monkeypatch, problem, processor, cache, hint):
     assert doctor.hints(None, CPU, FULL) == []
     (found,) = doctor.hints(problem, processor, cache)
     assert hint in found
+
+
+def test_doctor_says_which_folders_are_not_used_and_why(monkeypatch, tmp_path):
+    monkeypatch.setenv("FASTINIT_CACHE_DIR", str(tmp_path))
+    cache = FULL._replace(refused={tmp_path: "it is full of eels", Path("other"): "no"})
+    facts = doctor.cache_facts(cache)
+    assert facts[2:] == [("not used", f"{tmp_path}: it is full of eels"), ("not used", "other: no")]
+    assert doctor.cache_hints(cache) == ["FASTINIT_CACHE_DIR is not used: it is full of eels"]
+    monkeypatch.delenv("FASTINIT_CACHE_DIR")
+    assert doctor.cache_hints(cache) == []
 
 
 def test_doctor_hints_at_settings(monkeypatch):
@@ -298,49 +308,6 @@ def test_doctor_hints_at_settings(monkeypatch):
 )
 def test_doctor_reads_assembly(assembly, width):
     assert doctor.widest(assembly).startswith(width)
-
-
-# --- warmup ------------------------------------------------------------------------------------
-
-
-def test_warmup_covers_every_kind_of_the_arithmetic():
-    kernels = engines.every_kernel()
-    # Seven kinds in six dtypes, one more in the four that are rounded to, and words; what sparse_ does with them.
-    assert len(kernels) == len(set(kernels)) == (7 * 6 + 4 + 1) * 4 + 5
-    kinds = {kind for kind, *_ in kernels}
-    assert kinds == {
-        "words", "uniform", "uniform_inside", "uniform_tiny", "normal",
-        "truncated_central", "truncated_wide", "truncated_narrow", "truncated_tail", "collect", "clear",
-    }  # fmt: skip
-
-
-def test_warmup_compiles_and_keeps(tmp_path, capsys, monkeypatch):
-    from fastinit.kernels import cache, cpu
-
-    monkeypatch.setattr(engines, "EVERY_KIND", engines.EVERY_KIND[:1])
-    monkeypatch.setattr(engines, "FORMATS", {torch.float32: None})
-    monkeypatch.setattr(cache, "folder", lambda: tmp_path)
-    monkeypatch.setattr(cpu, "kernel", cpu.kernel.__wrapped__)  # not those that this process has already
-    assert main(["warmup"]) == 0
-    assert re.fullmatch(rf"13 kernels ready in [\d.]+ s, kept in {re.escape(str(tmp_path))}\n", capsys.readouterr().out)
-    names = {path.name.rsplit("-", 1)[0] for path in tmp_path.iterdir()}
-    laws = {f"{law}_{form}" for law in ("normal_float32", "words_int32") for form in FORMS}
-    assert names == laws | {kernel_name(*wanted[:3]) for wanted in SELECTIONS}
-
-
-def test_warmup_without_a_folder_says_that_it_was_in_vain(capsys, monkeypatch):
-    from fastinit.kernels import cache
-
-    monkeypatch.setattr(engines, "every_kernel", lambda: [("normal", torch.float32, "long", 2)])
-    monkeypatch.setattr(cache, "folder", lambda: None)
-    assert main(["warmup"]) == 1
-    assert "in vain: no cache folder can be written" in capsys.readouterr().err
-
-
-def test_warmup_without_an_engine_says_why(capsys, monkeypatch):
-    monkeypatch.setattr(engines, "load", lambda name: "ImportError: no numba")
-    assert main(["warmup"]) == 1
-    assert "the CPU engine does not work here: ImportError: no numba" in capsys.readouterr().err
 
 
 # --- the command itself ------------------------------------------------------------------------

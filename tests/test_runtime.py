@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -44,98 +43,11 @@ print(json.dumps([seconds, sorted(new & {"numba", "llvmlite", "triton", "rich", 
     assert sorted(seconds for seconds, _ in runs)[2] < 0.050
 
 
-FIRST_CALL = """
-import json, sys, time, warnings, torch
-warnings.simplefilter("error")
-start = time.process_time()
-import fastinit
-drawn = fastinit.normal_(torch.empty(1000), stream=fastinit.Stream(5))
-seconds = time.process_time() - start
-print(json.dumps([seconds, drawn[:4].tolist(), "numba" in sys.modules]))
-"""
-
-
-def test_a_second_process_loads_what_the_first_compiled(tmp_path):
-    """Without Numba, and less than 150 ms of work from importing fastinit to the first tensor."""
-    first = json.loads(python(FIRST_CALL, FASTINIT_CACHE_DIR=str(tmp_path)))
-    files = sorted(path.name for path in tmp_path.iterdir())
-    seconds = [json.loads(python(FIRST_CALL, FASTINIT_CACHE_DIR=str(tmp_path))) for _ in range(3)]
-    assert sorted(path.name for path in tmp_path.iterdir()) == files
-    assert len(files) == 2  # the law's kernel and the words that check the engine
-    assert min(time for time, *_ in seconds) < 0.150
-    assert all(values == first[1] for _, values, _ in seconds)
-    assert [numba for *_, numba in (first, *seconds)] == [True, False, False, False]
-
-
-def test_a_cut_or_foreign_file_is_compiled_anew(tmp_path):
-    expected = json.loads(python(FIRST_CALL, FASTINIT_CACHE_DIR=str(tmp_path)))[1]
-    for damage in (lambda content: content[:-7], lambda content: b"", lambda content: b"x" * 999):
-        for path in tmp_path.iterdir():
-            path.write_bytes(damage(path.read_bytes()))
-        assert json.loads(python(FIRST_CALL, FASTINIT_CACHE_DIR=str(tmp_path)))[1] == expected
-
-
-def test_a_cache_that_cannot_be_written_only_costs_time(tmp_path):
-    place = tmp_path / "file"
-    place.write_text("not a folder")
-    environment = {"FASTINIT_CACHE_DIR": "", "XDG_CACHE_HOME": str(place), "HOME": str(place), "TMPDIR": str(tmp_path)}
-    code = FIRST_CALL + "\nfrom fastinit.kernels.cache import folder; print(folder())"
-    # A home that is no folder: the private folder in the temporary one serves.
-    lines = python(code, **environment).splitlines()
-    assert lines[1].startswith(str(tmp_path))
-    # No folder at all.
-    lines = python(code, **{**environment, "FASTINIT_CACHE_DIR": str(place)}).splitlines()
-    assert lines[1] == "None"
-
-
-def test_cache_folders_of_odd_users(tmp_path):
-    """No home at all; a relative folder, which must not follow a change of directory."""
-    code = "import os; from fastinit.kernels.cache import folder; print(folder()); os.chdir('/'); print(folder())"
-    lines = python(f"import os; os.chdir({str(tmp_path)!r})\n" + code, FASTINIT_CACHE_DIR="kept").splitlines()
-    assert lines == [str(tmp_path / "kept")] * 2
-    homeless = "import pathlib\ndef home(): raise RuntimeError\npathlib.Path.home = staticmethod(home)\n"
-    lines = python(homeless + code, FASTINIT_CACHE_DIR="", XDG_CACHE_HOME="", TMPDIR=str(tmp_path)).splitlines()
-    assert Path(lines[0]).parent == tmp_path
-
-
-def test_a_folder_that_others_can_write_is_refused(tmp_path):
-    from fastinit.kernels.cache import is_ours
-
-    assert is_ours(tmp_path / "new" / "one")
-    tmp_path.chmod(0o777)
-    assert not is_ours(tmp_path)
-    tmp_path.chmod(0o700)
-    assert is_ours(tmp_path)
-    (tmp_path / "link").symlink_to(tmp_path / "new")
-    assert not is_ours(tmp_path / "link")
-
-
-def copied_package(tmp_path: Path) -> Path:
-    shutil.copytree(PACKAGE, tmp_path / "fastinit", ignore=shutil.ignore_patterns("kernels", "__pycache__"))
-    shutil.copytree(KERNELS, tmp_path / "fastinit" / "kernels", ignore=shutil.ignore_patterns("__pycache__"))
-    return tmp_path
-
-
-def test_an_edit_of_the_arithmetic_leaves_no_stale_kernel(tmp_path):
-    root, cache = copied_package(tmp_path / "copy"), tmp_path / "cache"
-    code = f"import sys; sys.path.insert(0, {str(root)!r})\n" + FIRST_CALL + "\nprint(fastinit.__file__)"
-    before, place = python(code, FASTINIT_CACHE_DIR=str(cache)).splitlines()
-    assert Path(place).is_relative_to(root)
-    arithmetic = root / "fastinit" / "kernels" / "arithmetic.py"
-    text = arithmetic.read_text()
-    edited = text.replace(
-        "return fma(radius, c, mean), fma(radius, s, mean)", "return fma(radius, s, mean), fma(radius, c, mean)"
-    )
-    assert edited != text
-    arithmetic.write_text(edited)
-    after = python(code, FASTINIT_CACHE_DIR=str(cache)).splitlines()[0]
-    assert json.loads(before)[1] != json.loads(after)[1]
-
-
-def broken_numba(tmp_path: Path, text: str) -> str:
+def broken_numba(tmp_path: Path, text: str) -> dict[str, str]:
+    """The environment of a process whose Numba is broken, without kernels on disk."""
     (tmp_path / "numba").mkdir()
     (tmp_path / "numba" / "__init__.py").write_text(text)
-    return str(tmp_path)
+    return {"PYTHONPATH": str(tmp_path), "FASTINIT_CACHE_DIR": str(tmp_path / "cache")}
 
 
 FALLBACK = """
@@ -154,7 +66,7 @@ except RuntimeError as error:
 
 
 def test_the_eager_engine_works_where_warnings_are_errors(tmp_path):
-    place = broken_numba(tmp_path, "raise ImportError")
+    environment = broken_numba(tmp_path, "raise ImportError")
     code = """
 import torch, fastinit
 for _ in range(2):
@@ -164,7 +76,7 @@ for _ in range(2):
     except RuntimeWarning:
         print("warned")
 """
-    assert python(code, "-W", "error::RuntimeWarning", PYTHONPATH=place).split() == ["warned", "drawn"]
+    assert python(code, "-W", "error::RuntimeWarning", **environment).split() == ["warned", "drawn"]
 
 
 @pytest.mark.parametrize(
@@ -176,8 +88,8 @@ for _ in range(2):
     ],
 )
 def test_without_numba_the_eager_engine_draws_the_same_bits(tmp_path, text, reason):
-    place = broken_numba(tmp_path, text)
-    warning, values, error = python(FALLBACK, PYTHONPATH=place, PYTHONWARNINGS="default").splitlines()
+    environment = broken_numba(tmp_path, text)
+    warning, values, error = python(FALLBACK, **environment, PYTHONWARNINGS="default").splitlines()
     assert warning.startswith("1 RuntimeWarning fastinit draws with plain torch operations")
     assert reason in warning
     expected = fastinit.normal_(torch.empty(100), stream=Stream(5))

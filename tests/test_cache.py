@@ -1,0 +1,294 @@
+"""Kernels on disk: which are found again, where they are kept, and what may become of their files."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from common import python
+
+import fastinit
+from fastinit.kernels import cache, cpu, identity
+from fastinit.kernels.trust import Folder
+
+PACKAGE = Path(fastinit.__file__).parent
+KERNELS = Path(cpu.__file__).parent
+WORDS, NORMAL = ("words", torch.int32, "long", 0), ("normal", torch.float32, "long", 2)
+
+FIRST_CALL = """
+import json, sys, time, warnings, torch
+warnings.simplefilter("error")
+start = time.process_time()
+import fastinit
+drawn = fastinit.normal_(torch.empty(1000), stream=fastinit.Stream(5))
+seconds = time.process_time() - start
+print(json.dumps([seconds, drawn[:4].tolist(), "numba" in sys.modules]))
+"""
+
+
+def test_a_second_process_loads_what_the_first_compiled(tmp_path):
+    """Without Numba, and less than 150 ms of work from importing fastinit to the first tensor."""
+    first = json.loads(python(FIRST_CALL, FASTINIT_CACHE_DIR=str(tmp_path)))
+    files = sorted(path.name for path in tmp_path.iterdir())
+    seconds = [json.loads(python(FIRST_CALL, FASTINIT_CACHE_DIR=str(tmp_path))) for _ in range(3)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == files
+    assert len(files) == 2  # the law's kernel and the words that check the engine
+    assert min(time for time, *_ in seconds) < 0.150
+    assert all(values == first[1] for _, values, _ in seconds)
+    assert [numba for *_, numba in (first, *seconds)] == [True, False, False, False]
+
+
+def test_a_cut_or_foreign_file_is_compiled_anew(tmp_path):
+    expected = json.loads(python(FIRST_CALL, FASTINIT_CACHE_DIR=str(tmp_path)))[1]
+    for damage in (lambda content: content[:-7], lambda content: b"", lambda content: b"x" * 999):
+        for path in tmp_path.iterdir():
+            path.write_bytes(damage(path.read_bytes()))
+        assert json.loads(python(FIRST_CALL, FASTINIT_CACHE_DIR=str(tmp_path)))[1] == expected
+
+
+# --- folders -----------------------------------------------------------------------------------
+
+WRITTEN = """
+import os
+from fastinit.kernels.cache import places
+print(places().writing and places().writing.path)
+"""
+
+
+def test_a_cache_that_cannot_be_written_only_costs_time(tmp_path):
+    place = tmp_path / "file"
+    place.write_text("not a folder")
+    environment = {"FASTINIT_CACHE_DIR": str(place), "XDG_CACHE_HOME": str(place), "HOME": str(place)}
+    # Neither the folder that was chosen nor a home: the private folder in the temporary one serves.
+    lines = python(FIRST_CALL + WRITTEN, **environment, TMPDIR=str(tmp_path)).splitlines()
+    assert lines[1].startswith(str(tmp_path / "fastinit-"))
+    # No folder at all.
+    nowhere = f"import tempfile; tempfile.tempdir = {str(place)!r}\n"
+    lines = python(nowhere + FIRST_CALL + WRITTEN, **environment).splitlines()
+    assert lines[1] == "None"
+
+
+def test_cache_folders_of_odd_users(tmp_path):
+    """No home at all; a relative folder, which must not follow a change of directory."""
+    code = WRITTEN + "os.chdir('/'); print(places().writing.path)"
+    lines = python(f"import os; os.chdir({str(tmp_path)!r})\n" + code, FASTINIT_CACHE_DIR="kept").splitlines()
+    assert lines == [str(tmp_path / "kept")] * 2
+    homeless = "import pathlib\ndef home(): raise RuntimeError\npathlib.Path.home = staticmethod(home)\n"
+    lines = python(homeless + code, FASTINIT_CACHE_DIR="", XDG_CACHE_HOME="", TMPDIR=str(tmp_path)).splitlines()
+    assert Path(lines[0]).parent == tmp_path
+
+
+TELL = """
+import json, torch, warnings, fastinit
+from fastinit.kernels import cache, cpu
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    fastinit.normal_(torch.empty(9))
+    fastinit.uniform_(torch.empty(9))
+reading, writing, refused = cache.places()
+print(json.dumps([cpu.origins["loaded"], cpu.origins["compiled"], [str(folder.path) for folder in reading],
+    writing and str(writing.path), len(told)]))
+"""
+WITHOUT_NUMBA = "import sys; sys.modules['numba'] = None\n"
+# Root may write everywhere, so it becomes somebody else, once all is imported that this user may not read.
+AS_SOMEBODY = """
+import os, torch, fastinit.kernels.compiling
+if os.geteuid() == 0:
+    os.setgid(65534)
+    os.setuid(65534)
+"""
+
+
+@pytest.fixture
+def image(place):
+    """A folder that only its owner can write, with two kernels; and a home."""
+    folder = Folder(place / "image", shared=True)
+    folder.prepare()
+    for wanted in (WORDS, NORMAL):
+        cpu.keep(folder, wanted)
+    folder.path.chmod(0o555)
+    (place / "home").mkdir()
+    (place / "home").chmod(0o700)
+    if os.geteuid() == 0:
+        os.chown(place / "home", 65534, 65534)
+    yield folder.path
+    folder.path.chmod(0o755)
+
+
+def test_a_folder_that_can_only_be_read_is_read(image):
+    home = image.parent / "home"
+    environment = {"FASTINIT_CACHE_DIR": str(image), "HOME": str(home), "XDG_CACHE_HOME": ""}
+    places = [[str(image), str(home / ".cache" / "fastinit")], str(home / ".cache" / "fastinit"), 0]
+    assert json.loads(python(AS_SOMEBODY + TELL, **environment)) == [2, 1, *places]
+    assert json.loads(python(AS_SOMEBODY + TELL, **environment)) == [3, 0, *places]
+    assert len(list(image.iterdir())) == 2
+    assert len(list((home / ".cache" / "fastinit").iterdir())) == 1
+
+
+def test_kernels_on_disk_need_no_numba(image):
+    """What is not there is drawn by the eager engine, with its one warning."""
+    image.chmod(0o755)
+    shown = json.loads(python(WITHOUT_NUMBA + TELL, FASTINIT_CACHE_DIR=str(image)))
+    assert (shown[:2], shown[4]) == ([2, 0], 1)
+
+
+def test_without_numba_and_kernels_there_is_no_cpu_engine(tmp_path):
+    code = WITHOUT_NUMBA + "import fastinit; print(fastinit.engines.load('cpu'))"
+    shown = python(code, FASTINIT_CACHE_DIR=str(tmp_path))
+    assert shown.startswith("ImportError: Numba cannot compile the kernel words_int32_long here")
+    assert "numba" in shown.partition("here")[2]
+
+
+def test_each_numba_has_kernels_of_its_own_and_no_numba_takes_any(tmp_path, monkeypatch):
+    folder = Folder(tmp_path)
+    monkeypatch.setattr(cache, "places", lambda: cache.Places((folder,), folder, {}))
+    for made, code in (("bbbb", b"newer"), ("aaaa", b"older")):
+        monkeypatch.setattr(cache, "maker", lambda made=made: made)
+        assert cache.read("normal", 2) is None
+        cache.write("normal", 2, code)
+        assert cache.read("normal", 2) == code
+    monkeypatch.setattr(cache, "maker", lambda: None)
+    assert cache.read("normal", 2) == b"older"
+    assert cache.read("normal", 3) is None
+    (tmp_path / f"{cache.stem_of('normal', 2)}.aaaa.kernel").write_bytes(b"cut")
+    assert cache.read("normal", 2) == b"newer"
+    cache.write("normal", 9, b"code")  # whose maker is unknown
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+# --- what a kernel was made from ---------------------------------------------------------------
+
+
+def copied_package(root: Path) -> Path:
+    shutil.copytree(PACKAGE, root / "fastinit", ignore=shutil.ignore_patterns("kernels", "__pycache__"))
+    shutil.copytree(KERNELS, root / "fastinit" / "kernels", ignore=shutil.ignore_patterns("__pycache__"))
+    return root
+
+
+def test_an_edit_of_the_arithmetic_leaves_no_stale_kernel(tmp_path):
+    root, place = copied_package(tmp_path / "copy"), tmp_path / "cache"
+    code = f"import sys; sys.path.insert(0, {str(root)!r})\n" + FIRST_CALL + "\nprint(fastinit.__file__)"
+    before, file = python(code, FASTINIT_CACHE_DIR=str(place)).splitlines()
+    assert Path(file).is_relative_to(root)
+    arithmetic = root / "fastinit" / "kernels" / "arithmetic.py"
+    text = arithmetic.read_text()
+    edited = text.replace(
+        "return fma(radius, c, mean), fma(radius, s, mean)", "return fma(radius, s, mean), fma(radius, c, mean)"
+    )
+    assert edited != text
+    arithmetic.write_text(edited)
+    after = python(code, FASTINIT_CACHE_DIR=str(place)).splitlines()[0]
+    assert json.loads(before)[1] != json.loads(after)[1]
+
+
+def compiled_to(root: Path) -> Path:
+    # Without the path of this folder in the files, so that equal ones are equal.
+    subprocess.run([sys.executable, "-m", "compileall", "-q", "-b", "-s", str(root), str(root)], check=True)
+    for source in root.rglob("*.py"):
+        source.unlink()
+    return root
+
+
+def zipped(root: Path) -> Path:
+    file = root.with_suffix(".zip")
+    with zipfile.ZipFile(file, "w") as archive:
+        for path in sorted(root.rglob("*.py*")):
+            archive.write(path, path.relative_to(root))
+    return file
+
+
+SHIPMENTS = {
+    "pyc": compiled_to,
+    "zip": zipped,
+    "zip of pyc": lambda root: zipped(compiled_to(root)),
+}
+
+
+@pytest.mark.parametrize("ship", SHIPMENTS.values(), ids=SHIPMENTS)
+def test_packages_without_sources_keep_kernels(tmp_path, ship):
+    shipped = ship(copied_package(tmp_path / "copy"))
+    code = f"import sys; sys.path.insert(0, {str(shipped)!r})\n" + FIRST_CALL
+    code += "from fastinit.kernels.cpu import origins; print(fastinit.__file__, dict(origins))"
+    place = str(tmp_path / "cache")
+    assert python(code, FASTINIT_CACHE_DIR=place).endswith("{'compiled': 2}\n")
+    last = python(code, FASTINIT_CACHE_DIR=place).splitlines()[-1]
+    assert last.startswith(str(shipped))
+    assert last.endswith("{'loaded': 2}")
+
+
+def digest_of(shipped: Path) -> bytes:
+    sys.path_importer_cache.pop(str(shipped), None)
+    finder = identity.pkgutil.get_importer(str(shipped))
+    package = identity.spec_in(finder, "made")
+    found = identity.package_digest(package)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("ship", [lambda root: root, *SHIPMENTS.values()], ids=["sources", *SHIPMENTS])
+def test_an_edit_of_any_module_is_seen(tmp_path, ship):
+    files = ["__init__.py", "one.py", "inner/__init__.py", "inner/two.py", "inner/most/__init__.py"]
+    digests = []
+    for number, edited in enumerate([None, None, *files, "inner/new.py"]):
+        root = tmp_path / str(number)
+        for file in [*files, *([edited] if edited else [])]:
+            (root / "made" / file).parent.mkdir(parents=True, exist_ok=True)
+            (root / "made" / file).write_text(f"x = {1 if file == edited else 0}\n")
+            os.utime(root / "made" / file, (10**9, 10**9))
+        digests.append(digest_of(ship(root)))
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == len(files) + 2
+
+
+def test_the_digest_covers_every_module_of_the_package():
+    package = sys.modules[cache.__package__].__spec__
+    names = {spec.name for spec in identity.specs_in(package)}
+    files = {path.relative_to(KERNELS).with_suffix("") for path in KERNELS.rglob("*.py")}
+    assert names == {".".join((package.name, *(part for part in path.parts if part != "__init__"))) for path in files}
+
+
+FROZEN = """
+from importlib.machinery import ModuleSpec
+from fastinit.kernels import identity
+class Frozen:
+    def __init__(self, text): self.text = text
+    def get_code(self, name): return compile(self.text, "here", "exec")
+def content(text): return identity.content_of(ModuleSpec("made", Frozen(text)))
+"""
+SAMPLE = """
+def f(x, *, y=0.0):
+    try:
+        return x in {"a", "b", "c", 1, (2, None)}
+    except OSError:
+        ...
+"""
+
+
+def test_code_without_a_file_is_told_apart_by_what_it_does():
+    code = FROZEN + f"import hashlib; print(hashlib.sha256(content({SAMPLE!r})).hexdigest())"
+    assert len({python(code, PYTHONHASHSEED=seed) for seed in ("1", "2")}) == 1
+    scope: dict = {}
+    exec(FROZEN, scope)
+    content = scope["content"]
+    edits = [("0.0", "-0.0"), ("0.0", "0"), ('"a"', '"d"'), ("x,", "x, z,"), ("OSError", "KeyError"), ("...", "x += 1"),
+             ("1,", "True,"), ("def f", "def g"), ("return", "yield")]  # fmt: skip
+    texts = [SAMPLE.replace(*edit) for edit in edits]
+    assert len({content(text) for text in (SAMPLE, *texts)}) == len(texts) + 1
+    assert content("# a comment\n" * 3 + SAMPLE) == content(SAMPLE)
+
+
+def test_a_module_whose_code_cannot_be_had_keeps_nothing(monkeypatch):
+    assert identity.module_content("no_such_package", "_version") is None
+    assert identity.module_content("json", "no_such_module") is None
+    assert identity.module_content("json", "decoder") == Path(json.decoder.__file__).read_bytes()
+    assert identity.package_digest(importlib.util.spec_from_loader("made", None)) is None
+    monkeypatch.setattr(cache, "package_digest", lambda package: None)
+    assert cache.common_digest.__wrapped__() is None

@@ -1,0 +1,110 @@
+"""The command `fastinit warmup`: which kernels it makes, and where it keeps them."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastinit import engines
+from fastinit.cli import main
+from fastinit.kernels import trust
+from fastinit.kernels.forms import FORMS, SELECTIONS, kernel_name
+from fastinit.kernels.trust import Folder
+
+
+def test_warmup_covers_every_kind_of_the_arithmetic():
+    kernels = engines.every_kernel()
+    # Seven kinds in six dtypes, one more in the four that are rounded to, and words; what sparse_ does with them.
+    assert len(kernels) == len(set(kernels)) == (7 * 6 + 4 + 1) * 4 + 5
+    kinds = {kind for kind, *_ in kernels}
+    assert kinds == {
+        "words", "uniform", "uniform_inside", "uniform_tiny", "normal",
+        "truncated_central", "truncated_wide", "truncated_narrow", "truncated_tail", "collect", "clear",
+    }  # fmt: skip
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Only the kernels of one law in one dtype; returns the names that their files begin with."""
+    monkeypatch.setattr(engines, "EVERY_KIND", engines.EVERY_KIND[:1])
+    monkeypatch.setattr(engines, "FORMATS", {torch.float32: None})
+    laws = {f"{law}_{form}" for law in ("normal_float32", "words_int32") for form in FORMS}
+    return laws | {kernel_name(*wanted[:3]) for wanted in SELECTIONS}
+
+
+def kept(folder: Path) -> set[str]:
+    return {path.name.rsplit("-", 1)[0] for path in folder.iterdir()}
+
+
+@pytest.fixture
+def two(monkeypatch):
+    wanted = [("words", torch.int32, "long", 0), ("normal", torch.float32, "long", 2)]
+    monkeypatch.setattr(engines, "every_kernel", lambda: wanted)
+    return {"words_int32_long", "normal_float32_long"}
+
+
+def test_warmup_compiles_and_keeps(tmp_path, capsys, monkeypatch, few):
+    from fastinit.kernels import cache, cpu
+
+    folder = Folder(tmp_path)
+    monkeypatch.setattr(cache, "places", lambda: cache.Places((folder,), folder, {}))
+    monkeypatch.setattr(cpu, "kernel", cpu.kernel.__wrapped__)  # not those that this process has already
+    assert main(["warmup"]) == 0
+    assert re.fullmatch(rf"13 kernels ready in [\d.]+ s, kept in {re.escape(str(tmp_path))}\n", capsys.readouterr().out)
+    assert kept(tmp_path) == few
+
+
+def test_warmup_into_a_folder_that_everybody_can_read(tmp_path, capsys, two):
+    place = tmp_path / "new" / "folder"
+    before = os.umask(0o077)
+    try:
+        assert main(["warmup", "--into", str(place)]) == 0
+    finally:
+        os.umask(before)
+    said = capsys.readouterr().out
+    assert said.endswith(f"kept in {place}; to use them there, set FASTINIT_CACHE_DIR={place}\n")
+    assert kept(place) == two
+    if hasattr(os, "geteuid"):
+        assert {path.stat().st_mode & 0o777 for path in place.iterdir()} == {0o644}
+        assert place.stat().st_mode & 0o777 == place.parent.stat().st_mode & 0o777 == 0o755
+    assert main(["warmup", "--into", str(place)]) == 0
+    assert kept(place) == two
+
+
+def test_warmup_into_a_folder_that_cannot_be_written(tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").write_text("")
+    assert main(["warmup", "--into", str(tmp_path / "file")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"fastinit warmup: --into {tmp_path / 'file'}: ")
+    assert said.endswith("expected a folder that only you or root can write\n")
+    monkeypatch.setattr(trust, "can_write", lambda folder: False)
+    assert main(["warmup", "--into", str(tmp_path)]) == 2
+    assert "it cannot be written; expected a folder" in capsys.readouterr().err
+
+
+def test_warmup_that_runs_out_of_room_says_so(tmp_path, capsys, monkeypatch, two):
+    def write(self: Folder, name: str, content: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Folder, "write", write)
+    assert main(["warmup", "--into", str(tmp_path)]) == 1
+    assert "No space left on device" in capsys.readouterr().err
+
+
+def test_warmup_without_a_folder_says_that_it_was_in_vain(capsys, monkeypatch):
+    from fastinit.kernels import cache
+
+    monkeypatch.setattr(engines, "every_kernel", lambda: [("normal", torch.float32, "long", 2)])
+    monkeypatch.setattr(cache, "places", lambda: cache.Places((), None, {}))
+    assert main(["warmup"]) == 1
+    assert "in vain: no cache folder can be written" in capsys.readouterr().err
+
+
+def test_warmup_without_an_engine_says_why(capsys, monkeypatch):
+    monkeypatch.setattr(engines, "load", lambda name: "ImportError: no numba")
+    assert main(["warmup"]) == 1
+    assert "the CPU engine does not work here: ImportError: no numba" in capsys.readouterr().err
