@@ -253,9 +253,11 @@ def kernel_words() -> str:
 
 def setting_facts(cache: Cache | None) -> Facts:
     environment = os.environ.get("FASTINIT")
+    refusal = execution_refused()
     return [
         *cache_facts(cache),
         ("kernels", "none" if cache is None else kernel_words()),
+        ("executable memory", "allowed" if refusal is None else f"refused: {refusal}"),
         ("huge pages", pages.setting()),
         ("FASTINIT", "not set" if environment is None else repr(environment)),
     ]
@@ -273,6 +275,19 @@ def cache_facts(cache: Cache | None) -> Facts:
     ]
 
 
+def execution_refused() -> str | None:
+    """What the system says where this process may not execute what it writes to memory; None where it may."""
+    try:
+        from llvmlite.binding import check_jit_execution
+
+        check_jit_execution()
+    except OSError as error:
+        return str(error)
+    except Exception:  # LLVM missing or broken: that is said elsewhere
+        return None
+    return None
+
+
 # --- hints -------------------------------------------------------------------------------------
 
 
@@ -283,10 +298,10 @@ def hints(problem: str | None, processor: Processor, cache: Cache | None) -> lis
     if flags.default is False:
         found.append("FASTINIT=0 leaves everything to torch.nn.init: unset it")
     if problem is not None:
-        found.append(
-            "the CPU engine does not work, so plain torch operations draw, the same bits far slower: "
-            "pip install --force-reinstall numba"
-        )
+        cure = "pip install --force-reinstall numba"
+        if execution_refused() is not None:
+            cure = "let the process execute what it writes to memory (in a systemd unit: MemoryDenyWriteExecute=no)"
+        found.append(f"the CPU engine does not work, so plain torch operations draw, the same bits far slower: {cure}")
     if gpus() and isinstance(gpu := engines.load("gpu"), str):
         found.append(f"the GPU engine does not work, so plain torch operations draw there: {gpu}")
     if processor.fused is False:

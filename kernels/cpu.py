@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+from llvmlite import binding
 
 from . import cache, native
 from .engine import Draw, block_size, row_major, runs_of
@@ -39,14 +40,29 @@ def kernel(kind: str, dtype: torch.dtype, form: Form, parameters: int) -> Callab
 
     `kernel(address, first, length, start, stop, stride, outer, table, seed, stream, streaming, parameters)`: see
     `loops.build_kernel`. Those of the form "selection" take other arguments, see `selection.walker`.
-    Raises `ImportError` where it would have to be compiled and Numba cannot.
+    Raises `ImportError` where it would have to be compiled and Numba cannot, and where the system lets no kernel run.
     """
+    require_executable_memory()
     wanted = (kind, dtype, form, parameters)
     if (found := loaded(wanted)) is not None:
         return found
     with native.compiling:
         # Another thread may just have compiled it.
         return loaded(wanted) or compiled(wanted)
+
+
+def require_executable_memory() -> None:
+    """Raise `ImportError` where the process may not execute what it has written: there LLVM's linker crashes.
+
+    Asked before each kernel (20 us, against 1 ms for loading it), because a process can lock itself down at any time.
+    """
+    try:
+        binding.check_jit_execution()
+    except OSError as error:
+        raise ImportError(
+            "the system does not let this process execute code that it has written to memory, which compiled kernels "
+            "need (MemoryDenyWriteExecute of systemd, execmem of SELinux, prctl(PR_SET_MDWE))"
+        ) from error
 
 
 def loaded(wanted: Kernel) -> Callable[..., None] | None:

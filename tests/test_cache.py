@@ -292,3 +292,47 @@ def test_a_module_whose_code_cannot_be_had_keeps_nothing(monkeypatch):
     assert identity.package_digest(importlib.util.spec_from_loader("made", None)) is None
     monkeypatch.setattr(cache, "package_digest", lambda package: None)
     assert cache.common_digest.__wrapped__() is None
+
+
+# --- processes that may not execute what they write --------------------------------------------
+
+LOCK_DOWN = """
+import ctypes, sys
+PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN = 65, 1
+if ctypes.CDLL(None).prctl(PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN, 0, 0, 0) != 0:
+    sys.exit("refused")
+"""
+
+
+@pytest.fixture
+def can_lock_down():
+    if not sys.platform.startswith("linux"):
+        pytest.skip("PR_SET_MDWE is Linux's")
+    if subprocess.run([sys.executable, "-c", LOCK_DOWN], capture_output=True, check=False).returncode:
+        pytest.skip("this kernel does not know PR_SET_MDWE (Linux 6.3)")
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["from the start", "later"])
+def test_where_memory_may_not_be_made_executable_the_eager_engine_draws(image, can_lock_down, late):
+    """Also where a process gives up that right once it has drawn."""
+    draw = """
+import json, warnings, torch, fastinit
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    for _ in range(2):
+        drawn = fastinit.normal_(torch.empty(99), stream=fastinit.Stream(5))
+print(json.dumps([drawn.tolist(), [str(w.message) for w in told], str(fastinit.engines.load("cpu"))]))
+"""
+    first = "import torch, fastinit; fastinit.bits_(torch.empty(9, dtype=torch.int32))\n" if late else ""
+    shown, told, engine = json.loads(python(first + LOCK_DOWN + draw, FASTINIT_CACHE_DIR=str(image)))
+    assert shown == fastinit.normal_(torch.empty(99), stream=fastinit.Stream(5)).tolist()
+    assert len(told) == 1
+    assert "does not let this process execute code that it has written" in told[0]
+    assert ("PR_SET_MDWE" in engine) == (not late)
+
+
+def test_doctor_says_that_memory_may_not_be_made_executable(can_lock_down):
+    shown = " ".join(python(LOCK_DOWN + "from fastinit.cli import main; main(['doctor'])").split())
+    assert "executable memory refused: " in shown
+    assert "in a systemd unit: MemoryDenyWriteExecute=no" in shown
+    assert "force-reinstall" not in shown

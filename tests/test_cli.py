@@ -234,7 +234,7 @@ def test_doctor_tells_what_is_there(capsys):
         r"reference +works", r"cpu +works", r"eager +works", r"CPU tensors +drawn by the cpu engine",
         r"kernels' vectors +.*(bits|SVE).*, read in the assembly",
         rf"threads +{torch.get_num_threads()} used by torch",
-        r"kernel cache +.*: \d+ kernels, [\d,]+ bytes", r"new kernels +kept in ",
+        r"kernel cache +.*: \d+ kernels, [\d,]+ bytes", r"new kernels +kept in ", r"executable memory +allowed",
         r"kernels +\d+ of 193 on disk; a model of .* takes 3",
         r"FASTINIT +not set",
     ):  # fmt: skip
