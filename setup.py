@@ -3,7 +3,7 @@
 from setuptools import setup
 
 setup(
-    packages=["fastinit", "fastinit.kernels"],
+    packages=["fastinit", "fastinit.kernels", "fastinit.pyinstaller"],
     package_dir={"fastinit": "fastinit", "fastinit.kernels": "kernels"},
     package_data={"fastinit": ["py.typed"]},
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -222,6 +223,42 @@ def test_packages_without_sources_keep_kernels(tmp_path, ship):
     last = python(code, FASTINIT_CACHE_DIR=place).splitlines()[-1]
     assert last.startswith(str(shipped))
     assert last.endswith("{'loaded': 2}")
+
+
+PROGRAM = """
+import sys
+import torch
+import fastinit
+
+weight = fastinit.normal_(torch.empty(4), stream=fastinit.Stream(5), fast=True)
+names = [fastinit.engines.load(name).name for name in ("cpu", "eager", "reference")]
+print(sys.frozen, names, weight.tolist())
+"""
+
+
+@pytest.mark.slow
+def test_a_program_frozen_by_pyinstaller_has_the_cpu_engine(tmp_path):
+    """Some minutes and gigabytes. Modules that torch only names are left out: the program is the same without them."""
+    pytest.importorskip("PyInstaller", reason="PyInstaller is not installed")
+    if not any(point.name == "hook-dirs" for point in importlib.metadata.entry_points(module="fastinit.pyinstaller")):
+        pytest.skip("fastinit is not installed with its entry point for PyInstaller")
+    (tmp_path / "program.py").write_text(PROGRAM)
+    without = [f"--exclude-module={name}" for name in ("triton", "scipy", "matplotlib", "jax", "transformers")]
+    places = [f"--{name}path={tmp_path / name}" for name in ("work", "spec", "dist")]
+    command = [sys.executable, "-m", "PyInstaller", "--noconfirm", "--log-level=ERROR", *without, *places]
+    paths = {**os.environ, "PYTHONPATH": str(copied_package(tmp_path / "copy"))}
+    subprocess.run([*command, str(tmp_path / "program.py")], env=paths, cwd=tmp_path, check=True, timeout=1800)
+    environment = {**os.environ, "FASTINIT_CACHE_DIR": str(tmp_path / "cache")}
+    drawn = fastinit.normal_(torch.empty(4), stream=fastinit.Stream(5)).tolist()
+    try:
+        for _ in range(2):
+            shown = subprocess.run([tmp_path / "dist" / "program" / "program"], env=environment, capture_output=True,
+                                   text=True, check=True)  # fmt: skip
+            assert shown.stdout == f"True ['cpu', 'eager', 'reference'] {drawn}\n"
+            assert len(list((tmp_path / "cache").iterdir())) == 2
+    finally:  # pytest would keep them
+        shutil.rmtree(tmp_path / "dist")
+        shutil.rmtree(tmp_path / "work")
 
 
 def digest_of(shipped: Path) -> bytes:
