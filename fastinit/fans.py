@@ -6,8 +6,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+import torch
 import torch.nn.init
 
+from .floats import as_float
 from .regions import Target
 
 torch_init: Any = torch.nn.init  # its stubs know nothing of shards
@@ -59,9 +62,13 @@ def chosen_fan(tensor: Target, mode: Any, layout: str | None = None) -> int:
 def xavier_std(name: str, tensor: Target, gain: float, layout: str | None) -> float:
     """gain * sqrt(2 / (fan_in + fan_out)). Raises `ZeroDivisionError`, on behalf of `name`, where both are 0."""
     fan_in, fan_out = fans(tensor, layout)
-    if fan_in + fan_out == 0:
+    total = fan_in + fan_out
+    if total == 0:
         raise ZeroDivisionError(f"{name} divides by fan_in + fan_out, which is 0 for shape {tuple(tensor.shape)}")
-    return gain * math.sqrt(2.0 / float(fan_in + fan_out))
+    if type(gain) not in NUMBERS and type(gain := as_float(gain)) is not float:
+        # For torch's error. Nothing may look the product up among known laws: a complex number may equal a float.
+        getattr(torch_init, name)(torch.empty(0, 1, dtype=torch.float64, device="cpu"), gain)
+    return gain * math.sqrt(2.0 / total)
 
 
 def kaiming_std(tensor: Target, a: float, mode: Any, nonlinearity: Any, layout: str | None) -> float:
@@ -70,5 +77,6 @@ def kaiming_std(tensor: Target, a: float, mode: Any, nonlinearity: Any, layout: 
     if nonlinearity == "leaky_relu" and type(a) in NUMBERS and abs(a) < 1e150:
         gain = math.sqrt(2.0 / (1 + a * a))  # torch's `a**2` goes through a C library's pow, whose last bit is its own
     else:
-        gain = torch_init.calculate_gain(nonlinearity, a)
+        slope = a if isinstance(a, (bool, np.bool_)) else as_float(a)  # torch refuses truth values on purpose
+        gain = torch_init.calculate_gain(nonlinearity, slope)
     return gain / math.sqrt(fan)

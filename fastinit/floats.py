@@ -1,9 +1,14 @@
-"""What a floating-point dtype can hold: neighbours of a number, without a library that differs between machines."""
+"""What a floating-point dtype can hold: neighbours of a number, without a library that differs between machines. And
+what a caller's number is worth as a float."""
 
 from __future__ import annotations
 
 import math
+import warnings
+from numbers import Real
+from typing import Any
 
+import numpy as np
 import torch
 
 from .kernels.formats import FORMATS
@@ -50,3 +55,24 @@ def nearest(x: float, dtype: torch.dtype) -> float:
     step = spacing(x, dtype)
     held = round(x / step) * step
     return held if abs(held) <= form.greatest else math.copysign(math.inf, x)
+
+
+def as_float(value: Any) -> Any:
+    """A real number as a float: Python's, NumPy's, a fraction, a tensor or array without dimensions.
+
+    What is no real number, or has no float, comes back as it is, for torch to judge.
+    """
+    if isinstance(value, torch.Tensor):
+        real = value.dim() == 0 and not value.is_complex() and not value.is_meta
+    elif isinstance(value, np.ndarray):
+        real = value.ndim == 0 and value.dtype.kind in "biuf"
+    else:
+        real = isinstance(value, (Real, np.bool_))
+    if not real:
+        return value
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, about a tensor that requires grad
+            return float(value)
+    except (RuntimeError, OverflowError):
+        return value

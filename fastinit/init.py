@@ -23,8 +23,10 @@ import torch.nn.init
 from torch import Generator
 
 from . import matrices
+from .checks import check_bounds, check_moments
 from .fans import NUMBERS, kaiming_std, xavier_std
 from .fill import fill, fill_quickly
+from .floats import as_float
 from .kernels.formats import FORMATS
 from .laws import Normal, TruncNormal, Uniform, Words, working
 from .regions import Shard, Target, local_of
@@ -100,19 +102,19 @@ def trunc_normal_(
         and fill_quickly(tensor, (TruncNormal, tensor.dtype, mean, std, a, b), generator, stream)
     ):
         return tensor
-    if std == 0:
-        raise ZeroDivisionError(f"trunc_normal_ needs std > 0, got {std}; use constant_ for a constant")
     numbers = _numbers(torch_init.trunc_normal_, mean, std, a, b)
-    greatest = FORMATS[working(tensor.dtype)].greatest
-    if numbers is None or not (abs(numbers[0]) <= greatest and 0 < numbers[1] <= greatest and numbers[2] <= numbers[3]):
+    if numbers is None:
         return _by_torch(tensor, stream, torch_init.trunc_normal_, mean, std, a, b, generator)
+    mean, std, a, b = numbers
+    check_moments(tensor.dtype, mean, std)
     if not tensor.is_meta and (mean < a - 2 * std or mean > b + 2 * std):
         warnings.warn(
             "mean is more than 2 std from [a, b] in nn.init.trunc_normal_. "
             "The distribution of values may be incorrect.",
             stacklevel=2,
         )
-    return fill(tensor, TruncNormal(*numbers), generator, fast=fast, stream=stream)
+    check_bounds(local_of(tensor), mean, std, a, b)
+    return fill(tensor, TruncNormal(mean, std, a, b), generator, fast=fast, stream=stream)
 
 
 def bits_(tensor: T, generator: Generator | None = None, *, stream: Stream | None = None) -> T:
@@ -265,7 +267,7 @@ def sparse_(
     zeros = len(range(tensor.shape[0])[: math.ceil(sparsity * tensor.shape[0])])  # a slice, as torch takes it
     numbers = _numbers(torch_init.normal_, 0.0, std)
     if numbers is None or not 0 <= numbers[1] <= FORMATS[working(tensor.dtype)].greatest:
-        return _by_torch(tensor, stream, torch_init.sparse_, sparsity, std, generator)
+        return _by_torch(tensor, stream, torch_init.sparse_, sparsity, numbers[1] if numbers else std, generator)
     return matrices.sparse(tensor, zeros, Normal(*numbers), generator, fast, stream)
 
 
@@ -305,13 +307,14 @@ def _filled(torch_function: Callable[..., Any], tensor: T, *arguments: Any) -> T
 def _numbers(torch_function: Callable[..., Any], *values: Any) -> tuple[float, ...] | None:
     """The values as floats; None where only torch can say what they are worth."""
     try:
-        if {*map(type, values)} <= NUMBERS:
-            return tuple(float(value) + 0.0 for value in values)  # no -0.0: it equals 0.0, and so do laws made of it
-        # Whatever torch takes for a float (a NumPy number, a tensor of one element), and its TypeError for the rest.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch_function(torch.empty(0, device="cpu"), *values)
-        return tuple(float(value) + 0.0 for value in values)
+        if not {*map(type, values)} <= NUMBERS:
+            values = tuple(map(as_float, values))
+        if not {*map(type, values)} <= NUMBERS:
+            # Whatever else torch takes for a float, and its TypeError for the rest. What is in range, the caller asks.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                torch_function(torch.empty(0, dtype=torch.float64, device="cpu"), *values)
+        return tuple(float(value) + 0.0 for value in values)  # no -0.0: it equals 0.0, and so do laws made of it
     except (RuntimeError, ValueError, OverflowError):
         return None
 
@@ -319,7 +322,7 @@ def _numbers(torch_function: Callable[..., Any], *values: Any) -> tuple[float, .
 def _by_torch(target: T, stream: Stream | None, torch_function: Callable[..., Any], *arguments: Any) -> T:
     """Hand a call with odd numbers to torch, for its error or for whatever it makes of them."""
     if isinstance(target, Shard) or stream is not None:
-        torch_function(local_of(target).new_empty(0), *arguments)
+        torch_function(local_of(target).new_empty((0,) * target.ndimension()), *arguments)
         raise ValueError(
             f"{torch_function.__name__} with {arguments[:-1]}: torch.nn.init has no error for this, and fastinit no law"
         )
@@ -342,7 +345,7 @@ def _uniform(
     if numbers is None or not (
         -greatest <= numbers[0] <= numbers[1] <= greatest and numbers[1] - numbers[0] <= greatest
     ):
-        return _by_torch(target, stream, torch_init.uniform_, a, b, generator)
+        return _by_torch(target, stream, torch_init.uniform_, *(numbers or (a, b)), generator)
     return fill(target, Uniform(*numbers), generator, fast=fast, stream=stream)
 
 
@@ -360,7 +363,7 @@ def _normal(
     numbers = _numbers(torch_init.normal_, mean, std)
     greatest = FORMATS[working(target.dtype)].greatest
     if numbers is None or not (abs(numbers[0]) <= greatest and 0 <= numbers[1] <= greatest):
-        return _by_torch(target, stream, torch_init.normal_, mean, std, generator)
+        return _by_torch(target, stream, torch_init.normal_, *(numbers or (mean, std)), generator)
     return fill(target, Normal(*numbers), generator, fast=fast, stream=stream)
 
 

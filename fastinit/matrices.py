@@ -9,6 +9,7 @@ from torch import Generator, Tensor
 
 from .fill import fill
 from .flags import wanted
+from .floats import as_float
 from .kernels.formats import FORMATS
 from .laws import Law, Normal
 from .regions import Shard, Target, local_of
@@ -38,7 +39,7 @@ def orthogonal(target: T, gain: float, generator: Generator | None, fast: bool |
     fill(vectors, Normal(0.0, 1.0), generator, fast=wanted(local, fast), stream=stream)
     with torch.no_grad():
         signs, scales = reflections(vectors)
-        signs.mul_(gain)
+        signs.mul_(as_float(gain))
         turned = vectors.t()
         torch.linalg.householder_product(turned, scales, out=turned)
         vectors.mul_(signs[:, None])
