@@ -265,6 +265,17 @@ def test_autograd_hears_of_the_write(name):
         loss.backward()
 
 
+def test_the_version_counter_advances_but_not_by_torchs_count():
+    def advance(module, name):
+        tensor = torch.zeros(4, 4)
+        call(getattr(module, name), name, tensor)
+        return tensor._version
+
+    counts = {name: (advance(init, name), advance(torch_init, name)) for name in DRAWING}
+    assert all(ours > 0 and theirs > 0 for ours, theirs in counts.values())
+    assert any(ours != theirs for ours, theirs in counts.values())
+
+
 def test_data_views_and_detached_aliases_are_written():
     parameter = torch.nn.Parameter(torch.zeros(64))
     init.normal_(parameter.data, stream=Stream(1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import threading
 
 import numpy as np
@@ -22,6 +23,19 @@ def test_the_default_generator_repeats_and_goes_on():
     assert same_bits(fastinit.normal_(torch.empty(64)), first)
     assert same_bits(fastinit.normal_(torch.empty(64)), second)
     assert not same_bits(first, second)
+
+
+def test_manual_seed_keeps_32_bits_and_a_stream_64():
+    def numbers(seed, draw):
+        torch.manual_seed(seed)
+        return draw(torch.empty(64))
+
+    for draw in (fastinit.normal_, torch.nn.init.normal_):
+        assert same_bits(numbers(5, draw), numbers(5 + 2**32, draw))
+        assert same_bits(numbers(5, draw), numbers(5 + 2**63, draw))
+        assert not same_bits(numbers(5, draw), numbers(6, draw))
+    streams = [fastinit.normal_(torch.empty(64), stream=Stream(seed)) for seed in (5, 5 + 2**32, 5 + 2**63)]
+    assert not any(same_bits(a, b) for a, b in itertools.combinations(streams, 2))
 
 
 def test_a_generator_advances_by_one_number_whatever_the_size():
