@@ -14,7 +14,7 @@ from .flags import forced_engine, wanted
 from .kernels.engine import Draw
 from .laws import Law
 from .regions import Target, region
-from .streams import LOWEST, Stream, drawn, drawn_seed
+from .streams import LOWEST, Stream, default_generator, drawn, drawn_seed
 
 if TYPE_CHECKING:
     from .kernels.cpu import CpuEngine, Plan
@@ -33,7 +33,8 @@ def fill(
     """Fill `target` in place with samples of `law`; returns `target`.
 
     The bits depend on the law, the stream and each element's index in the global tensor. Without a stream
-    one is drawn from the generator: one 64-bit number, whatever the size. A meta tensor stays as it is.
+    one is drawn from the generator (see `streams.default_generator`): one 64-bit number, whatever the size. A meta
+    tensor stays as it is.
     """
     local, first, steps = region(target)
     if local.is_meta:
@@ -41,6 +42,8 @@ def fill(
     kind, parameters = law.parameters(local.dtype)
     asked = wanted(local, fast) or None
     engine = engines.choose(local, asked, (kind, parameters))
+    if generator is None and stream is None and not local.is_cpu:
+        generator = default_generator(target)
     seed, word = (drawn_seed(generator), 0) if stream is None else (stream.seed, stream.id)
     draw = Draw(kind, parameters, seed, word)
     try:

@@ -36,7 +36,7 @@ def orthogonal(target: T, gain: float, generator: Generator | None, fast: bool |
     # One reflection a row, which is the column-major matrix that LAPACK wants.
     short, long = sorted((rows, columns))
     vectors = torch.empty(short, long, dtype=torch.float32 if half else local.dtype, device=local.device)
-    fill(vectors, Normal(0.0, 1.0), generator, fast=wanted(local, fast), stream=stream)
+    fill(vectors, Normal(0.0, 1.0), fast=wanted(local, fast), stream=source(target, generator, stream))
     with torch.no_grad():
         signs, scales = reflections(vectors)
         signs.mul_(as_float(gain))
@@ -66,7 +66,7 @@ def reflections(vectors: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def sparse(target: T, zeros: int, law: Law, generator: Generator | None, fast: bool | None, stream: Stream | None) -> T:
-    stream = source(generator, stream)
+    stream = source(target, generator, stream)
     fill(target, law, fast=fast, stream=stream)
     zero_smallest(target, zeros, wanted(local_of(target), fast), stream.child("zeros"))
     return target

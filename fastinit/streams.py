@@ -6,12 +6,15 @@ import ctypes
 import hashlib
 import operator
 import threading
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from .engines import frames_of_ours
 from .kernels.engine import GPUS
+from .regions import Shard, Target
 
 MASK = (1 << 64) - 1
 LOWEST = -(1 << 63)  # torch's `random_` takes bounds: from here to the end of int64, which is 64 bits
@@ -87,12 +90,48 @@ def drawn_seed(generator: torch.Generator | None) -> int:
     return number.random_(LOWEST, None, generator=generator).item() & MASK  # type: ignore[operator]
 
 
-def source(generator: torch.Generator | None, stream: Stream | None) -> Stream:
+def source(target: Target, generator: torch.Generator | None, stream: Stream | None) -> Stream:
     """The stream that a call asks for, drawn from the generator where it names none."""
     if stream is None:
-        return Stream(drawn_seed(generator))
+        return Stream(drawn_seed(default_generator(target) if generator is None else generator))
     check_source(generator, stream)
     return stream
+
+
+def default_generator(target: Target) -> torch.Generator | None:
+    """The default generator that draws for `target`: the device's own if it was seeded apart, or None, the CPU's.
+
+    Only in a process group of more than one rank, and not for shards: Megatron's tracker and a `torch.cuda.manual_seed`
+    of each rank's own are there to make the ranks' numbers differ, which the CPU's generators, seeded alike, would not.
+    """
+    device = target.device
+    if device.type not in GPUS or isinstance(target, Shard) or not has_other_ranks():
+        return None
+    generators = getattr(getattr(torch, device.type), "default_generators", ())  # none before the device is in use
+    if not generators:
+        return None
+    own: torch.Generator = generators[device.index]
+    if own.initial_seed() == torch.default_generator.initial_seed():
+        return None
+    if device.type not in _told:
+        _told.add(device.type)  # before the warning, which may be made an error: the next call shall work
+        warnings.warn(
+            f"the default generator of {device} was seeded apart from the CPU's, so fastinit reads it, and each rank "
+            "draws numbers of its own. To draw each rank's part of one tensor, the same for any number of ranks, use "
+            "stream=fastinit.Stream(...) and fastinit.shard(tensor, shape, offset)",
+            RuntimeWarning,
+            stacklevel=2 + frames_of_ours(),
+        )
+    return own
+
+
+_told: set[str] = set()
+
+
+def has_other_ranks() -> bool:
+    """Whether this process is one of several in a process group."""
+    distributed = torch.distributed
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 def check_source(generator: torch.Generator | None, stream: Stream | None) -> None:
