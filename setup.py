@@ -1,9 +1,24 @@
-"""Ships the top-level folder kernels/ as fastinit.kernels; everything else is in pyproject.toml."""
+"""Ships the top-level folder kernels/ as fastinit.kernels, and in the sdist what its tests need; everything else is in
+pyproject.toml."""
 
 from setuptools import setup
+from setuptools.command.sdist import sdist
+
+
+class SourceDistribution(sdist):
+    """With all that a checkout has, so that its tests run."""
+
+    def make_distribution(self) -> None:
+        for folder in (".ci", "bench", "tests"):
+            self.filelist.graft(folder)
+        self.filelist.include("CHANGELOG.md")
+        self.filelist.global_exclude("*.py[cod]")
+        super().make_distribution()
+
 
 setup(
     packages=["fastinit", "fastinit.kernels", "fastinit.pyinstaller"],
     package_dir={"fastinit": "fastinit", "fastinit.kernels": "kernels"},
     package_data={"fastinit": ["py.typed"]},
+    cmdclass={"sdist": SourceDistribution},
 )
