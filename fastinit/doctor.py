@@ -113,6 +113,14 @@ def numba_version() -> str:
         return f"does not work: {type(error).__name__}: {error}"
 
 
+def compiler_off() -> bool:
+    """Whether Numba is there, and told to compile nothing."""
+    try:
+        return bool(importlib.import_module("numba").config.DISABLE_JIT)
+    except Exception:  # a broken installation can raise anything
+        return False
+
+
 def installed(distribution: str) -> str | None:
     try:
         return importlib.metadata.version(distribution)
@@ -297,7 +305,12 @@ def hints(problem: str | None, processor: Processor, cache: Cache | None) -> lis
     found = []
     if flags.default is False:
         found.append("FASTINIT=0 leaves everything to torch.nn.init: unset it")
-    if problem is not None:
+    if compiler_off():
+        found.append(
+            "NUMBA_DISABLE_JIT=1 turns off the compiler: where a kernel is not on disk, plain torch operations draw, "
+            "the same bits far slower; unset it"
+        )
+    elif problem is not None:
         cure = "pip install --force-reinstall numba"
         if execution_refused() is not None:
             cure = "let the process execute what it writes to memory (in a systemd unit: MemoryDenyWriteExecute=no)"

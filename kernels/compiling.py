@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from llvmlite import binding, ir
-from numba import types
+from numba import config, types
 from numba.core import cgutils
 from numba.core.compiler import Flags, compile_extra
 from numba.core.compiler_lock import global_compiler_lock
@@ -156,6 +156,8 @@ def source_of(kind: str, dtype: torch.dtype, form: Form, parameters: int) -> tup
 
 def compiled_library(kind: str, dtype: torch.dtype, form: Form, parameters: int) -> Any:
     """Numba's library of a kernel and its entry."""
+    if config.DISABLE_JIT:  # Numba's own error is about a missing attribute
+        raise RuntimeError("NUMBA_DISABLE_JIT=1 turns off the compiler: unset it")
     flags = Flags()
     flags.error_model = "numpy"
     flags.no_cpython_wrapper = flags.no_cfunc_wrapper = flags.no_compile = True

@@ -97,6 +97,33 @@ def test_without_numba_the_eager_engine_draws_the_same_bits(tmp_path, text, reas
     assert error.startswith("fast=True needs a compiled engine")
 
 
+def test_numba_told_not_to_compile_says_so(tmp_path):
+    """Its own error is about a missing attribute."""
+    off = {"NUMBA_DISABLE_JIT": "1", "FASTINIT_CACHE_DIR": str(tmp_path), "PYTHONWARNINGS": "default"}
+    warning, values, error = python(FALLBACK, **off).splitlines()
+    expected = fastinit.normal_(torch.empty(100), stream=Stream(5))
+    assert torch.tensor(json.loads(values)).equal(expected)
+    for words in (warning, error):
+        assert "NUMBA_DISABLE_JIT=1 turns off the compiler: unset it" in words
+        assert "get_call_template" not in words
+    hints = "doctor.hints(doctor.processor_problem(), doctor.processor_found(), None)"
+    found = python(f"from fastinit import doctor; print({hints})", **off)
+    assert "NUMBA_DISABLE_JIT=1 turns off the compiler" in found
+    assert "reinstall" not in found
+
+
+def test_kernels_on_disk_need_no_compiler():
+    fastinit.uniform_(torch.empty(3))
+    fastinit.bits_(torch.empty(3, dtype=torch.int32))
+    code = """
+import torch, fastinit
+from fastinit.kernels import cpu
+print(fastinit.uniform_(torch.empty(5), fast=True, stream=fastinit.Stream(5)).tolist(), dict(cpu.origins))
+"""
+    expected = fastinit.uniform_(torch.empty(5), stream=Stream(5)).tolist()
+    assert python(code, NUMBA_DISABLE_JIT="1").strip() == f"{expected} {{'loaded': 2}}"
+
+
 def test_an_engine_that_draws_wrong_words_is_not_used(monkeypatch):
     class Wrong(cpu.CpuEngine):
         def fill(self, out, draw, first, steps):
