@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
-import torch.nn.init
 from torch import Tensor
 
 from .kernels.formats import FORMATS
 from .laws import working
-
-torch_init: Any = torch.nn.init
+from .originals import torchs_own
 
 
 def check_moments(dtype: torch.dtype, mean: float, std: float) -> None:
@@ -43,7 +40,7 @@ def check_bounds(local: Tensor, mean: float, std: float, a: float, b: float) -> 
     ordered, outside = a <= b, a > greatest or b < -greatest
     beyond = outside or -math.inf < a < -greatest or greatest < b < math.inf
     if not ordered or (beyond and mass(mean, std, a, b) <= 0.3):
-        torch_init.uniform_(local.new_empty(0), a, b)
+        torchs_own("uniform_")(local.new_empty(0), a, b)
     if outside or not ordered:
         raise ValueError(
             f"trunc_normal_ needs a <= b and a number of {name_of(local.dtype)} between them, got a={a} and b={b}"

@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.init
 
 from .floats import as_float
+from .originals import originals, ours, standing, torch_init, torchs_own
 from .regions import Target
 
-torch_init: Any = torch.nn.init  # its stubs know nothing of shards
 NUMBERS = {float, int}
 MODES = ("fan_in", "fan_out")
 AXES = {"o": "output features", "i": "input features", "s": "receptive field", "b": "batch of independent weights"}
@@ -67,16 +66,22 @@ def xavier_std(name: str, tensor: Target, gain: float, layout: str | None) -> fl
         raise ZeroDivisionError(f"{name} divides by fan_in + fan_out, which is 0 for shape {tuple(tensor.shape)}")
     if type(gain) not in NUMBERS and type(gain := as_float(gain)) is not float:
         # For torch's error. Nothing may look the product up among known laws: a complex number may equal a float.
-        getattr(torch_init, name)(torch.empty(0, 1, dtype=torch.float64, device="cpu"), gain)
+        torchs_own(name)(torch.empty(0, 1, dtype=torch.float64, device="cpu"), gain)
     return gain * math.sqrt(2.0 / total)
 
 
 def kaiming_std(tensor: Target, a: float, mode: Any, nonlinearity: Any, layout: str | None) -> float:
     """gain / sqrt(fan), torch's errors included."""
     fan = chosen_fan(tensor, mode, layout)
-    if nonlinearity == "leaky_relu" and type(a) in NUMBERS and abs(a) < 1e150:
+    gain_of = standing["calculate_gain"]  # somebody else's may know more nonlinearities, or other gains
+    if (
+        (gain_of is originals["calculate_gain"] or gain_of is ours["calculate_gain"])
+        and nonlinearity == "leaky_relu"
+        and type(a) in NUMBERS
+        and abs(a) < 1e150
+    ):
         gain = math.sqrt(2.0 / (1 + a * a))  # torch's `a**2` goes through a C library's pow, whose last bit is its own
     else:
         slope = a if isinstance(a, (bool, np.bool_)) else as_float(a)  # torch refuses truth values on purpose
-        gain = torch_init.calculate_gain(nonlinearity, slope)
+        gain = gain_of(nonlinearity, slope)
     return gain / math.sqrt(fan)

@@ -19,25 +19,23 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-import torch.nn.init
 from torch import Generator
 
-from . import matrices
+from . import matrices, originals
 from .checks import check_bounds, check_moments
 from .fans import NUMBERS, kaiming_std, xavier_std
 from .fill import fill, fill_quickly
 from .floats import as_float
 from .kernels.formats import FORMATS
 from .laws import Normal, TruncNormal, Uniform, Words, working
+from .originals import call as _torch, torch_init, torchs_own
 from .regions import Shard, Target, local_of
 from .streams import Stream, check_source
-from .ways import QUICK, TORCH, Way, outside_contract, refuse_inference_write, way
+from .ways import QUICK, TORCH, Way, decided_by_others, outside_contract, refuse_inference_write, way
 
 T = TypeVar("T", bound=Target)
 
-torch_init: Any = torch.nn.init  # its stubs know nothing of shards
-
-calculate_gain = torch.nn.init.calculate_gain
+calculate_gain = originals.obedient(torch_init.calculate_gain)
 _calculate_fan_in_and_fan_out = torch_init._calculate_fan_in_and_fan_out
 _calculate_correct_fan = torch_init._calculate_correct_fan
 _make_deprecate = torch_init._make_deprecate
@@ -53,7 +51,7 @@ def uniform_(
     stream: Stream | None = None,
 ) -> T:
     """Fill with samples uniform on [a, b), as `torch.nn.init.uniform_`."""
-    by = way(tensor, generator, fast, stream)
+    by = way(tensor, generator, fast, stream, "uniform_")
     numbers = type(a) in NUMBERS and type(b) in NUMBERS
     if by is QUICK and numbers and fill_quickly(tensor, (Uniform, tensor.dtype, a, b), generator, stream):
         return tensor
@@ -70,7 +68,7 @@ def normal_(
     stream: Stream | None = None,
 ) -> T:
     """Fill with samples of N(mean, std^2), as `torch.nn.init.normal_`; none beyond 6.77 std (9.5 in float64)."""
-    by = way(tensor, generator, fast, stream)
+    by = way(tensor, generator, fast, stream, "normal_")
     numbers = type(mean) in NUMBERS and type(std) in NUMBERS
     if by is QUICK and numbers and fill_quickly(tensor, (Normal, tensor.dtype, mean, std), generator, stream):
         return tensor
@@ -93,7 +91,7 @@ def trunc_normal_(
     By inverse distribution function: one pass and no redrawing, for bounds anywhere, infinite ones too.
     No value lies outside [a, b], as the tensor's dtype rounds.
     """
-    if (by := way(tensor, generator, fast, stream)) is TORCH:
+    if (by := way(tensor, generator, fast, stream, "trunc_normal_")) is TORCH:
         return _torch(torch_init.trunc_normal_, tensor, mean, std, a, b, generator)
     if (
         by is QUICK
@@ -156,7 +154,7 @@ def xavier_uniform_(
     layout: str | None = None,
 ) -> T:
     """Uniform with std gain * sqrt(2 / (fan_in + fan_out)), as torch has it (Glorot and Bengio 2010, equation 16)."""
-    if (by := way(tensor, generator, fast, stream)) is TORCH and layout is None:
+    if (by := way(tensor, generator, fast, stream, "xavier_uniform_", layout)) is TORCH and layout is None:
         return _torch(torch_init.xavier_uniform_, tensor, gain, generator)
     bound = math.sqrt(3.0) * xavier_std("xavier_uniform_", tensor, gain, layout)
     if by is QUICK and fill_quickly(tensor, (Uniform, tensor.dtype, -bound, bound), generator, stream):
@@ -174,7 +172,7 @@ def xavier_normal_(
     layout: str | None = None,
 ) -> T:
     """Normal with std gain * sqrt(2 / (fan_in + fan_out)), as torch has it (Glorot and Bengio 2010, equation 12)."""
-    if (by := way(tensor, generator, fast, stream)) is TORCH and layout is None:
+    if (by := way(tensor, generator, fast, stream, "xavier_normal_", layout)) is TORCH and layout is None:
         return _torch(torch_init.xavier_normal_, tensor, gain, generator)
     std = xavier_std("xavier_normal_", tensor, gain, layout)
     if by is QUICK and fill_quickly(tensor, (Normal, tensor.dtype, 0.0, std), generator, stream):
@@ -194,7 +192,7 @@ def kaiming_uniform_(
     layout: str | None = None,
 ) -> T:
     """Uniform with std gain / sqrt(fan), as torch has it (He et al. 2015, equations 10 and 14)."""
-    if (by := way(tensor, generator, fast, stream)) is TORCH and layout is None:
+    if (by := way(tensor, generator, fast, stream, "kaiming_uniform_", layout)) is TORCH and layout is None:
         return _torch(torch_init.kaiming_uniform_, tensor, a, mode, nonlinearity, generator)
     if 0 in tensor.shape:
         warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=2)
@@ -217,7 +215,7 @@ def kaiming_normal_(
     layout: str | None = None,
 ) -> T:
     """Normal with std gain / sqrt(fan), as torch has it (He et al. 2015, equations 10 and 14)."""
-    if (by := way(tensor, generator, fast, stream)) is TORCH and layout is None:
+    if (by := way(tensor, generator, fast, stream, "kaiming_normal_", layout)) is TORCH and layout is None:
         return _torch(torch_init.kaiming_normal_, tensor, a, mode, nonlinearity, generator)
     if 0 in tensor.shape:
         warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=2)
@@ -242,7 +240,7 @@ def orthogonal_(
     global matrix. The normal samples keep the stream contract; the product of the reflections made from them (Stewart
     1980) is the device's own library's.
     """
-    if way(tensor, generator, fast, stream) is TORCH or tensor.ndimension() < 2:
+    if way(tensor, generator, fast, stream, "orthogonal_") is TORCH or tensor.ndimension() < 2:
         return _torch(torch_init.orthogonal_, tensor, gain, generator)
     return matrices.orthogonal(tensor, gain, generator, fast, stream)
 
@@ -260,7 +258,7 @@ def sparse_(
 
     The zeros of a column are its smallest words in the stream's child "zeros": part of the stream contract.
     """
-    if way(tensor, generator, fast, stream) is TORCH or tensor.ndimension() != 2:
+    if way(tensor, generator, fast, stream, "sparse_") is TORCH or tensor.ndimension() != 2:
         return _torch(torch_init.sparse_, tensor, sparsity, std, generator)
     if tensor.is_meta:
         return tensor
@@ -273,7 +271,7 @@ def sparse_(
 
 def eye_(tensor: T) -> T:
     """The identity matrix, as `torch.nn.init.eye_`; a shard gets its part of it."""
-    if isinstance(tensor, Shard) and tensor.ndimension() == 2:
+    if isinstance(tensor, Shard) and tensor.ndimension() == 2 and not decided_by_others("eye_", tensor):
         matrices.eye_shard(tensor)
         return tensor
     return _torch(torch_init.eye_, tensor)
@@ -281,6 +279,8 @@ def eye_(tensor: T) -> T:
 
 def dirac_(tensor: T, groups: int = 1) -> T:
     """The Dirac delta of a convolution's weight, as `torch.nn.init.dirac_`, with no loop over channels."""
+    if decided_by_others("dirac_", tensor):
+        return _torch(torch_init.dirac_, tensor, groups)
     odd_groups = type(groups) is not int or groups < 1
     if odd_groups and isinstance(tensor, Shard):
         raise ValueError(f"dirac_ needs a whole number of groups above 0, got {groups!r}")
@@ -292,14 +292,9 @@ def dirac_(tensor: T, groups: int = 1) -> T:
     return tensor
 
 
-def _torch(torch_function: Callable[..., Any], tensor: T, *arguments: Any) -> T:
-    result: T = torch_function(tensor, *arguments)
-    return result
-
-
 def _filled(torch_function: Callable[..., Any], tensor: T, *arguments: Any) -> T:
     if isinstance(tensor, Shard):
-        torch_function(tensor.local, *arguments)
+        _torch(torch_function, tensor.local, *arguments)
         return tensor
     return _torch(torch_function, tensor, *arguments)
 
@@ -313,7 +308,7 @@ def _numbers(torch_function: Callable[..., Any], *values: Any) -> tuple[float, .
             # Whatever else torch takes for a float, and its TypeError for the rest. What is in range, the caller asks.
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                torch_function(torch.empty(0, dtype=torch.float64, device="cpu"), *values)
+                torchs_own(torch_function.__name__)(torch.empty(0, dtype=torch.float64, device="cpu"), *values)
         return tuple(float(value) + 0.0 for value in values)  # no -0.0: it equals 0.0, and so do laws made of it
     except (RuntimeError, ValueError, OverflowError):
         return None
@@ -322,7 +317,7 @@ def _numbers(torch_function: Callable[..., Any], *values: Any) -> tuple[float, .
 def _by_torch(target: T, stream: Stream | None, torch_function: Callable[..., Any], *arguments: Any) -> T:
     """Hand a call with odd numbers to torch, for its error or for whatever it makes of them."""
     if isinstance(target, Shard) or stream is not None:
-        torch_function(local_of(target).new_empty((0,) * target.ndimension()), *arguments)
+        torchs_own(torch_function.__name__)(local_of(target).new_empty((0,) * target.ndimension()), *arguments)
         raise ValueError(
             f"{torch_function.__name__} with {arguments[:-1]}: torch.nn.init has no error for this, and fastinit no law"
         )
@@ -367,22 +362,26 @@ def _normal(
     return fill(target, Normal(*numbers), generator, fast=fast, stream=stream)
 
 
+@originals.obedient
 def _no_grad_uniform_(tensor: T, a: float, b: float, generator: Generator | None = None) -> T:
     return uniform_(tensor, a, b, generator)
 
 
+@originals.obedient
 def _no_grad_normal_(tensor: T, mean: float, std: float, generator: Generator | None = None) -> T:
     return normal_(tensor, mean, std, generator)
 
 
+@originals.obedient
 def _no_grad_trunc_normal_(
     tensor: T, mean: float, std: float, a: float, b: float, generator: Generator | None = None
 ) -> T:
     return trunc_normal_(tensor, mean, std, a, b, generator)
 
 
-_no_grad_fill_ = torch_init._no_grad_fill_
-_no_grad_zero_ = torch_init._no_grad_zero_
+_no_grad_fill_ = originals.obedient(torch_init._no_grad_fill_)
+_no_grad_zero_ = originals.obedient(torch_init._no_grad_zero_)
+
 
 uniform = _make_deprecate(uniform_)
 normal = _make_deprecate(normal_)
@@ -395,3 +394,5 @@ kaiming_uniform = _make_deprecate(kaiming_uniform_)
 kaiming_normal = _make_deprecate(kaiming_normal_)
 orthogonal = _make_deprecate(orthogonal_)
 sparse = _make_deprecate(sparse_)
+
+originals.ours.update({name: globals()[name] for name in originals.NAMES})

@@ -13,7 +13,7 @@ from torch.nn.parameter import Buffer, Parameter
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
-from . import engines, flags
+from . import engines, flags, originals
 from .kernels.engine import GPUS
 from .kernels.formats import FORMATS
 from .regions import Shard, Target, local_of
@@ -24,9 +24,10 @@ ORDINARY = {Tensor, Parameter, Buffer}
 STRIDED = torch.strided
 FLAG = flags.ATTRIBUTE
 FAR = 1 << 40  # bytes: no view's offset reaches as far, and most addresses lie beyond
+standing, torchs, ours = originals.standing, originals.originals, originals.ours
 is_compiling, is_dynamo_compiling = torch.compiler.is_compiling, torch.compiler.is_dynamo_compiling
 function_modes, dispatch_modes = torch._C._len_torch_function_stack, torch._C._len_torch_dispatch_stack
-transform, tracing = torch._C._functorch.maybe_current_level, torch._C._get_tracing_state
+transform, tracing = torch._C._functorch.maybe_current_level, torch._C._is_tracing
 
 
 class Way(Enum):
@@ -40,11 +41,19 @@ class Way(Enum):
 TORCH, KERNELS, QUICK = Way
 
 
-def way(target: Target, generator: torch.Generator | None, fast: bool | None, stream: Stream | None) -> Way:
-    """Who serves this call, by the flags and by what the tensor is.
+def way(
+    target: Target,
+    generator: torch.Generator | None,
+    fast: bool | None,
+    stream: Stream | None,
+    name: str = "normal_",
+    layout: str | None = None,
+) -> Way:
+    """Who serves this call of the initialiser `name`, by the flags and by what the tensor is.
 
-    Raises `RuntimeError` where torch.nn.init would have to and cannot: with `fast=True`, and where a stream or a shard
-    is given.
+    TORCH is torch.nn.init's function of that name, or what others have put in its place: `originals.call`. Raises
+    `RuntimeError` where it would have to serve and cannot: with `fast=True`, where a stream or a shard is given, and
+    where a layout is given to somebody else's function.
     """
     seen: Any = target  # a tensor, as its type says before anything else is asked
     try:  # a small fill takes torch 2.4 us, so every look (some 50 ns each) and every call in between count
@@ -56,10 +65,11 @@ def way(target: Target, generator: torch.Generator | None, fast: bool | None, st
             and type(seen) in ORDINARY
             and not flags.in_use
             and FLAG not in seen.__dict__  # a flag may have come with a file
+            and (standing[name] is torchs[name] or standing[name] is ours[name])
             and not function_modes()
             and not dispatch_modes()
             and transform() is None
-            and tracing() is None
+            and not tracing()
             and forward_ad._current_level < 0
             and seen.is_cpu
             and seen.dtype in FORMATS
@@ -71,17 +81,33 @@ def way(target: Target, generator: torch.Generator | None, fast: bool | None, st
             return QUICK
     except RuntimeError:  # torch's, for an address, strides or a version that this tensor does not have
         pass
-    return way_by_rules(target, generator, fast, stream)
+    except KeyError:  # torch.nn.init has lost the function
+        pass
+    return way_by_rules(target, generator, fast, stream, name, layout)
 
 
-def way_by_rules(target: Target, generator: torch.Generator | None, fast: bool | None, stream: Stream | None) -> Way:
+def way_by_rules(
+    target: Target,
+    generator: torch.Generator | None,
+    fast: bool | None,
+    stream: Stream | None,
+    name: str,
+    layout: str | None,
+) -> Way:
     """The same, with every rule looked at and every objection told."""
     check_source(generator, stream)
     tensor = local_of(target)
     flags.check_fast(fast)
+    other = None
+    if standing.get(name) is not torchs[name]:
+        if originals.is_kept(name, tensor):
+            return TORCH
+        other = originals.replacement(name)
     asked = flags.wanted(tensor, fast)
-    if asked is False:
-        reason: str | None = "fast=False asks for torch.nn.init"
+    if other is not None:
+        reason: str | None = originals.told(name, other)
+    elif asked is False:
+        reason = "fast=False asks for torch.nn.init"
     elif generator is not None and not isinstance(generator, torch.Generator):
         reason = f"{type(generator).__name__} is not a torch.Generator"
     else:
@@ -95,8 +121,8 @@ def way_by_rules(target: Target, generator: torch.Generator | None, fast: bool |
         return KERNELS
     if asked:
         raise RuntimeError(f"fast=True cannot be kept: {reason}; leave it out to fall back to torch.nn.init")
-    if stream is not None or isinstance(target, Shard):
-        what = "a shard" if isinstance(target, Shard) else "stream="
+    if stream is not None or isinstance(target, Shard) or (layout is not None and other is not None):
+        what = "a shard" if isinstance(target, Shard) else "stream=" if stream is not None else "layout="
         raise RuntimeError(f"torch.nn.init cannot serve {what}, and fastinit does not draw here: {reason}")
     return TORCH
 
@@ -131,7 +157,7 @@ def outside_contract(tensor: Tensor, dtypes: tuple[torch.dtype, ...] = SAMPLED) 
         return "a torch dispatch mode is active and must see torch's own operations"
     if transform() is not None:
         return "a functorch transform is active"
-    if tracing() is not None:
+    if tracing():
         return "torch.jit is tracing"
     if forward_ad._current_level >= 0:
         return "forward-mode differentiation is on, and must hear of it"
@@ -162,6 +188,22 @@ def may_overlap(tensor: Tensor) -> bool:
             return True
         reach += step * (size - 1)
     return False
+
+
+def decided_by_others(name: str, target: Target) -> bool:
+    """Whether an initialiser that draws nothing is not fastinit's to serve, whatever the tensor's dtype and shape.
+
+    Because somebody else's function stands in torch's place, transformers' guard keeps the tensor, or it is none, or
+    one with functions of its own. Raises `RuntimeError` where somebody else's function would have to serve a shard.
+    """
+    kind = type(target)
+    if originals.is_kept(name, local_of(target)) or not (kind is Shard or (issubclass(kind, Tensor) and plain(kind))):
+        return True
+    other = originals.replacement(name)
+    if other is not None and isinstance(target, Shard):
+        reason = originals.told(name, other)
+        raise RuntimeError(f"torch.nn.init cannot serve a shard, and fastinit does not write here: {reason}")
+    return other is not None
 
 
 @functools.cache
