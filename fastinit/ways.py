@@ -28,6 +28,7 @@ standing, torchs, ours = originals.standing, originals.originals, originals.ours
 is_compiling, is_dynamo_compiling = torch.compiler.is_compiling, torch.compiler.is_dynamo_compiling
 function_modes, dispatch_modes = torch._C._len_torch_function_stack, torch._C._len_torch_dispatch_stack
 transform, tracing = torch._C._functorch.maybe_current_level, torch._C._is_tracing
+is_functional, is_wrapped = torch._is_functional_tensor, torch._C._functorch.is_functorch_wrapped_tensor
 
 
 class Way(Enum):
@@ -63,7 +64,6 @@ def way(
             and (generator is None or (type(generator) is torch.Generator and generator.device.type == "cpu"))
             and (stream is None or (type(stream) is Stream and generator is None))
             and type(seen) in ORDINARY
-            and not flags.in_use
             and FLAG not in seen.__dict__  # a flag may have come with a file
             and (standing[name] is torchs[name] or standing[name] is ours[name])
             and not function_modes()
@@ -73,10 +73,12 @@ def way(
             and forward_ad._current_level < 0
             and seen.is_cpu
             and seen.dtype in FORMATS
+            and not seen.is_nested
             and seen.is_contiguous()
             and not seen.is_neg()
             and seen._version >= 0  # inference tensors have none, which is an error
             and ((address := seen.data_ptr()) > FAR or address > 8 * seen.storage_offset())  # see `outside_contract`
+            and not (flags.in_use and flags.is_spoken_for(seen))
         ):
             return QUICK
     except RuntimeError:  # torch's, for an address, strides or a version that this tensor does not have
@@ -142,7 +144,7 @@ def outside_contract(tensor: Tensor, dtypes: tuple[torch.dtype, ...] = SAMPLED) 
     """
     if is_compiling():  # first: Dynamo need not trace the rest
         return "torch.compile is tracing"
-    if not isinstance(tensor, Tensor):
+    if not issubclass(type(tensor), Tensor):  # isinstance believes a mock
         return f"{type(tensor).__name__} is not a tensor"
     if not plain(type(tensor)):
         return f"{type(tensor).__name__} brings its own torch functions"
@@ -163,6 +165,8 @@ def outside_contract(tensor: Tensor, dtypes: tuple[torch.dtype, ...] = SAMPLED) 
         return "forward-mode differentiation is on, and must hear of it"
     if tensor.is_nested:
         return "it is a nested tensor"
+    if is_functional(tensor) or is_wrapped(tensor):
+        return "it is a wrapper around another tensor"
     if tensor.layout is not STRIDED or tensor.is_neg():
         return f"it is not a plain strided tensor but {tensor.layout}{', negated lazily' if tensor.is_neg() else ''}"
     if not tensor.is_contiguous() and may_overlap(tensor):

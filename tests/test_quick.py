@@ -186,6 +186,7 @@ def test_flags_environment_and_engines_are_obeyed_after_a_plan(monkeypatch, quic
     fastinit.normal_(torch.empty(4), fast=False)
     fastinit.normal_(torch.empty(4), fast=True)
     monkeypatch.setattr(fastinit.flags, "in_use", True)
+    monkeypatch.setattr(fastinit.flags, "default", True)
     fastinit.normal_(torch.empty(4))
     assert not quick_fills
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import warnings
 from unittest import mock
 
 import pytest
@@ -314,3 +315,18 @@ def test_torchs_own_functions_are_known():
         assert originals.is_torchs(name, getattr(originals.private_copy(), name))
         assert not originals.is_torchs(name, doubling(ORIGINALS[name]))
         assert not originals.is_torchs(name, fastinit.uniform_)
+
+
+@pytest.mark.parametrize("in_use", [False, True])
+def test_tracing_by_dynamo_needs_no_break(in_use, monkeypatch):
+    """Whether a flag is in use or not: Dynamo cannot trace a look at a tensor's memory."""
+
+    def noise(x):
+        return fastinit.normal_(torch.empty_like(x)) + x
+
+    monkeypatch.setattr(fastinit.flags, "in_use", in_use)
+    torch.compiler.reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        compiled = torch.compile(noise, fullgraph=True, backend="eager")
+        assert compiled(torch.zeros(5)).shape == (5,)
