@@ -305,7 +305,8 @@ def _numbers(torch_function: Callable[..., Any], *values: Any) -> tuple[float, .
         if not {*map(type, values)} <= NUMBERS:
             values = tuple(map(as_float, values))
         if not {*map(type, values)} <= NUMBERS:
-            if any(hasattr(type(value), "__torch_function__") and not isinstance(value, torch.Tensor) for value in values):
+            others = (value for value in values if not isinstance(value, torch.Tensor))
+            if any(hasattr(type(value), "__torch_function__") for value in others):
                 return None  # torch.fx's proxies, which have no value yet
             # Whatever else torch takes for a float, and its TypeError for the rest. What is in range, the caller asks.
             with warnings.catch_warnings():
