@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .floats import as_float
+from .floats import as_float, is_proxy
 from .originals import originals, ours, standing, torch_init, torchs_own
 from .regions import Target
 
@@ -64,7 +64,7 @@ def xavier_std(name: str, tensor: Target, gain: float, layout: str | None) -> fl
     total = fan_in + fan_out
     if total == 0:
         raise ZeroDivisionError(f"{name} divides by fan_in + fan_out, which is 0 for shape {tuple(tensor.shape)}")
-    if type(gain) not in NUMBERS and type(gain := as_float(gain)) is not float:
+    if type(gain) not in NUMBERS and type(gain := as_float(gain)) is not float and not is_proxy(gain):
         # For torch's error. Nothing may look the product up among known laws: a complex number may equal a float.
         torchs_own(name)(torch.empty(0, 1, dtype=torch.float64, device="cpu"), gain)
     return gain * math.sqrt(2.0 / total)

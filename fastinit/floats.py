@@ -76,3 +76,8 @@ def as_float(value: Any) -> Any:
             return float(value)
     except (RuntimeError, OverflowError):
         return value
+
+
+def is_proxy(value: Any) -> bool:
+    """Whether this stands for a number that is not known yet, as torch.fx's proxies do; calls with it are recorded."""
+    return hasattr(type(value), "__torch_function__") and not isinstance(value, torch.Tensor)

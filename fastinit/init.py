@@ -25,7 +25,7 @@ from . import matrices, originals
 from .checks import check_bounds, check_moments
 from .fans import NUMBERS, kaiming_std, xavier_std
 from .fill import fill, fill_quickly
-from .floats import as_float
+from .floats import as_float, is_proxy
 from .kernels.formats import FORMATS
 from .laws import Normal, TruncNormal, Uniform, Words, working
 from .originals import call as _torch, torch_init, torchs_own
@@ -305,9 +305,8 @@ def _numbers(torch_function: Callable[..., Any], *values: Any) -> tuple[float, .
         if not {*map(type, values)} <= NUMBERS:
             values = tuple(map(as_float, values))
         if not {*map(type, values)} <= NUMBERS:
-            others = (value for value in values if not isinstance(value, torch.Tensor))
-            if any(hasattr(type(value), "__torch_function__") for value in others):
-                return None  # torch.fx's proxies, which have no value yet
+            if any(map(is_proxy, values)):
+                return None
             # Whatever else torch takes for a float, and its TypeError for the rest. What is in range, the caller asks.
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
