@@ -14,7 +14,7 @@ import functools
 import importlib.util
 import sys
 from collections.abc import Callable
-from types import CodeType, FrameType, FunctionType, ModuleType, SimpleNamespace
+from types import CellType, CodeType, FrameType, FunctionType, ModuleType, SimpleNamespace
 from typing import Any, TypeVar, cast
 
 import torch.nn.init
@@ -107,12 +107,6 @@ def unwrapped(function: Any) -> Any:
     return function
 
 
-def is_foreign(name: str, function: Any) -> bool:
-    """Whether this is neither torch's function of that name nor fastinit's nor transformers' guard."""
-    function = unwrapped(function)
-    return not (function is ours.get(name) or is_guard(name, function) or is_torchs(name, function))
-
-
 def replacement(name: str) -> Function | None:
     """Somebody else's function that stands in torch's place; None where none does, or where it is it that calls."""
     function: Any = standing.get(name)
@@ -122,7 +116,7 @@ def replacement(name: str) -> Function | None:
         originals[name] = function
         setattr(torch_init, name, function)
         return None
-    return function if is_foreign(name, function) and not is_running(function) else None
+    return None if is_guard(name, function) or is_running(function) else function
 
 
 def is_running(function: Any) -> bool:
@@ -133,10 +127,13 @@ def is_running(function: Any) -> bool:
     replaced, function = function, unwrapped(function)
     method: Any = function if hasattr(function, "__code__") or not callable(function) else type(function).__call__
     code: CodeType | None = getattr(method, "__code__", None)
+    if replaced is not function and any(function is own for own in ours.values()):
+        code = None  # it always runs: it is what asks
     expected = {}
     if code is not None:
         cells = getattr(method, "__closure__", None) or ()
-        expected = {name: cell.cell_contents for name, cell in zip(code.co_freevars, cells, strict=True)}
+        pairs = zip(code.co_freevars, cells, strict=True)
+        expected = {name: cell.cell_contents for name, cell in pairs if cell != CellType()}  # which is empty
         if method is not function or hasattr(function, "__self__"):
             expected[code.co_varnames[0]] = getattr(function, "__self__", function)
     frame: FrameType | None = sys._getframe(1)

@@ -106,6 +106,9 @@ def way_by_rules(
             return TORCH
         other = originals.replacement(name)
     asked = flags.wanted(tensor, fast)
+    beyond_torch = asked or stream is not None or layout is not None or isinstance(target, Shard)
+    if beyond_torch and originals.unwrapped(other) is ours[name]:
+        other = None  # a functools.partial of ours, which may be what calls, and can serve all that ours can
     if other is not None:
         reason: str | None = originals.told(name, other)
     elif asked is False:

@@ -112,6 +112,14 @@ def test_a_partial_or_wrapper_of_ours_does_not_come_back_to_itself():
     torch_init.normal_ = functools.partial(fastinit.normal_, fast=True)
     assert same_bits(drawn(torch_init, "normal_"), plain)
     assert same_bits(drawn(fastinit, "normal_"), plain)
+    box = fastinit.shard(ones("normal_"), (4, 4), (0, 0))
+    assert same_bits(fastinit.normal_(box, stream=Stream(1)).local, drawn(fastinit, "normal_", stream=Stream(1)))
+    for normal in (fastinit.normal_, ORIGINALS["normal_"]):
+        torch_init.normal_ = normal
+        expected = drawn(torch_init, "normal_") * 0.5
+        torch_init.normal_ = functools.partial(normal, std=0.5)
+        assert same_bits(drawn(torch_init, "normal_"), expected)
+        assert same_bits(drawn(fastinit, "normal_"), expected)
     torch_init.normal_ = lambda tensor, *args, **kwargs: fastinit.normal_(tensor, *args, **kwargs).mul_(2)
     assert same_bits(drawn(torch_init, "normal_"), plain * 2)
     assert same_bits(drawn(fastinit, "normal_"), plain * 2)
@@ -166,6 +174,17 @@ def test_a_wrapper_at_work_elsewhere_does_not_hide_this_one():
     outer = doubling(lambda tensor: fastinit.normal_(tensor))
     torch.manual_seed(11)
     assert same_bits(outer(ones("normal_")), plain * 4)
+
+
+def test_a_replacement_whose_variables_are_not_set_yet():
+    def skip(tensor, *args, **kwargs):
+        nonlocal seen
+        seen = tensor
+        return "skipped"
+
+    torch_init.normal_ = skip
+    assert fastinit.normal_(torch.empty(3)) == "skipped"
+    seen = None
 
 
 # --- anybody else's ------------------------------------------------------------------------------
