@@ -18,6 +18,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from fastinit import flags
+
 settings.register_profile("fastinit", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("fastinit")
 
@@ -25,6 +27,12 @@ settings.load_profile("fastinit")
 @pytest.fixture(autouse=True)
 def _fixed_seed():
     torch.manual_seed(20260101)
+
+
+@pytest.fixture(autouse=True)
+def _no_flag_outlives_its_test(monkeypatch):
+    """Once a tensor was flagged, no fill of the process takes the short way."""
+    monkeypatch.setattr(flags, "in_use", False, raising=False)
 
 
 @pytest.fixture

@@ -423,7 +423,7 @@ def test_any_real_number_is_worth_what_float_says(name, dtype):
     function, values = getattr(init, name), REAL_CALLS[name]
     tensor = torch.empty(8, 6, dtype=dtype)
     expected = function(tensor.clone(), *values, stream=Stream(1))
-    for real in REALS:
+    for real in REALS[:-1] if name == "sparse_" else REALS:  # whose sparsity torch takes with a warning, once a process
         given = [torch.tensor(-3) if value < 0 and real is np.uint8 else real(value) for value in values]
         with warnings.catch_warnings():
             warnings.simplefilter("error")
