@@ -18,8 +18,6 @@ import pytest
 import torch
 from hypothesis import settings
 
-from fastinit import flags
-
 settings.register_profile("fastinit", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("fastinit")
 
@@ -27,12 +25,6 @@ settings.load_profile("fastinit")
 @pytest.fixture(autouse=True)
 def _fixed_seed():
     torch.manual_seed(20260101)
-
-
-@pytest.fixture(autouse=True)
-def _no_flag_outlives_its_test(monkeypatch):
-    """Once a tensor was flagged, no fill of the process takes the short way."""
-    monkeypatch.setattr(flags, "in_use", False, raising=False)
 
 
 @pytest.fixture
