@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .flags import forced_engine
-from .kernels.engine import GPUS, Draw, Engine, parts, row_major
+from .kernels.engine import GPUS, Draw, Engine, parts, row_major, setting_up
 from .kernels.formats import FORMATS
 from .kernels.forms import FORMS, SELECTIONS, Kernel
 from .laws import EVERY_KIND, Parameters, Words
@@ -28,7 +28,8 @@ STAGING = 1 << 22  # elements that the CPU draws at a time for a device without 
 def load(name: str) -> Engine | str:
     """The engine, or the reason why it does not work here."""
     try:
-        engine: Engine = getattr(importlib.import_module(f".kernels.{name}", __package__), CLASSES[name])()
+        with setting_up.lock:
+            engine: Engine = getattr(importlib.import_module(f".kernels.{name}", __package__), CLASSES[name])()
         if engine.why_not(torch.device("cpu"), torch.int32) is None:
             words = torch.empty(64, dtype=torch.int32, device="cpu")
             engine.fill(words, Draw("words", (), 0, 0), 0, None)
@@ -213,6 +214,8 @@ def choose(tensor: Tensor, fast: bool | None, law: Parameters | None = None) -> 
 
 
 def compiled_or_substitute(tensor: Tensor, fast: bool | None, law: Parameters | None) -> Engine:
+    if setting_up.is_on:
+        return meanwhile(tensor, fast)
     if tensor.is_cpu and not isinstance(cpu := load("cpu"), str):  # first, and without asking anything else
         return cpu
     device = tensor.device
@@ -230,3 +233,16 @@ def compiled_or_substitute(tensor: Tensor, fast: bool | None, law: Parameters | 
         reason = load("cpu")
         tell_once(device.type, lacking if device.type in ("cpu", *GPUS) else str(reason))
     return engine
+
+
+def meanwhile(tensor: Tensor, fast: bool | None) -> Engine:
+    """Who draws for a call in the middle of another one that sets up an engine on this thread: the eager engine."""
+    if fast:
+        raise RuntimeError(
+            "fast=True needs a compiled engine, and this thread is in the middle of setting one up; leave fast=True "
+            "out to have the same bits, slower"
+        )
+    eager = load("eager")
+    if isinstance(eager, str):
+        raise RuntimeError(f"this thread is in the middle of setting up an engine, and no other works: {eager}")
+    return eager if eager.why_not(tensor.device, tensor.dtype) is None else StagedEngine(eager)

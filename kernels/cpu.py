@@ -11,7 +11,7 @@ import torch
 from llvmlite import binding
 
 from . import cache, native
-from .engine import Draw, block_size, row_major, runs_of
+from .engine import Draw, block_size, row_major, runs_of, setting_up
 from .formats import WIDTHS
 from .forms import BLOCKS_AT_ONCE, LINE, Form, Kernel, form_of, kernel_name
 from .pages import advise_huge_pages
@@ -46,7 +46,7 @@ def kernel(kind: str, dtype: torch.dtype, form: Form, parameters: int) -> Callab
     wanted = (kind, dtype, form, parameters)
     if (found := loaded(wanted)) is not None:
         return found
-    with native.compiling:
+    with native.compiling, setting_up.lock:
         # Another thread may just have compiled it.
         return loaded(wanted) or compiled(wanted)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import types
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -40,6 +41,25 @@ class Engine(Protocol):
 
         Steps of None are those of `out`'s own shape in row-major order. `out` may lie in memory as it likes.
         """
+
+
+class SettingUp(threading.local):
+    """`with setting_up.lock:` around what must not begin anew in its own middle: importing an engine, compiling kernels.
+
+    A signal handler or a finaliser may fill a tensor there, and would find modules and Numba's tables half made.
+    Each thread has a lock of its own, which keeps count whatever exception comes in between.
+    """
+
+    def __init__(self) -> None:
+        self.lock: Any = threading.RLock()
+
+    @property
+    def is_on(self) -> bool:
+        """Whether the calling thread is in the middle of it."""
+        return bool(self.lock._is_owned())
+
+
+setting_up = SettingUp()
 
 
 def lanes_in_block(width: int) -> int:

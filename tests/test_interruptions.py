@@ -150,6 +150,45 @@ def test_a_run_inside_a_run_at_every_statement():
     in_time(body)
 
 
+SETTING_UP = """
+import importlib.abc, sys, torch, warnings, fastinit
+
+warnings.simplefilter("error")  # no word of an engine that does not work
+stream = fastinit.Stream(1)
+nested = []
+
+class Nest(importlib.abc.MetaPathFinder):  # a fill in the middle of these imports
+    def find_spec(self, name, path, target=None):
+        if name in sys.argv[1:] and name not in dict(nested):
+            nested.append((name, None))
+            nested.append((name, fastinit.trunc_normal_(torch.empty(50), stream=stream).tolist()))
+
+sys.meta_path.insert(0, Nest())
+outer = fastinit.normal_(torch.empty(50), stream=stream)
+from fastinit import engines
+from fastinit.kernels import cpu
+print(len(nested) // 2, dict(cpu.failures), engines.load("cpu").name)
+values = [values for _, values in nested if values]
+print(all(each == fastinit.trunc_normal_(torch.empty(50), stream=stream, fast=True).tolist() for each in values))
+"""
+
+
+def test_a_fill_while_its_thread_sets_up_an_engine(tmp_path):
+    """The eager engine draws meanwhile; neither Numba nor what is known of it is harmed."""
+    modules = (
+        "fastinit.kernels.cpu",
+        "fastinit.kernels.native",
+        "numba.core",
+        "numba.core.compiler",
+        "fastinit.kernels.loops",
+    )
+    command = [sys.executable, "-c", SETTING_UP, *modules]
+    surroundings = os.environ | {"FASTINIT_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(command, env=surroundings, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [f"{len(modules)} {{}} cpu", "True"]
+
+
 # --- memory --------------------------------------------------------------------------------------
 
 
