@@ -44,7 +44,7 @@ class Engine(Protocol):
 
 
 class SettingUp(threading.local):
-    """`with setting_up.lock:` around what must not begin anew in its own middle: importing an engine, compiling kernels.
+    """`with setting_up.lock:` around what must not begin anew in its own middle: importing an engine or compiling.
 
     A signal handler or a finaliser may fill a tensor there, and would find modules and Numba's tables half made.
     Each thread has a lock of its own, which keeps count whatever exception comes in between.
