@@ -33,16 +33,17 @@ SHORT = {"words", "uniform", "uniform_inside", "uniform_tiny", "normal"}
 
 class Launch(NamedTuple):
     """How a kernel is cut up. Instructions are counted for sm_90 by `python -m bench.gpu_model`, the rest was measured
-    on an H200 with Triton 3.6 (2^29 elements, ps an element).
+    on an H200 with Triton 3.6.
 
     warps: of a block. Nothing is shared between threads, so more than 4 (128 threads) would only make the tiles, and
         so the ragged ends, larger.
     counters: what a thread draws at a time (twice as many for short laws). 4 for uniform leave so much loop around
         the arithmetic that an element takes 15.1 instructions, 8 take 14.6; 8 for truncated normal take 50.1 instead
         of 47.5, as values wait longer for their turn.
-    programs: blocks a multiprocessor before a block is given a second tile. Blocks that run at the same time then write
-        neighbouring tiles, which the memory likes: 512 for 64 take uniform in float32 from 1.20 to 0.92 (`fill_` 0.87),
-        normal from 1.41 to 1.43, truncated normal from 2.05 to 2.07. Twice or half the warps or counters change less.
+    programs: blocks a multiprocessor before one is given a second tile. They take turns, so that neighbouring tiles are
+        written at the same time, which the memory likes: with 512, at 2^30 elements, uniform in float32 takes 1.04 ps
+        an element (`fill_` 0.86), normal 1.37, truncated normal 2.04, normal in bfloat16 1.39. With 64 they take 1.21,
+        1.36, 1.97 and 1.38; with a stretch of tiles for each of 64: 1.24, 1.40, 2.05 and 1.42.
     registers: that a thread of a long law may use (ptxas). Left alone it aims at 80 for some and spills; 128 spill
         nothing but sm_100's wide truncated normal in half precision, 160 not even that.
     """
@@ -130,7 +131,7 @@ def signature(variant: Variant) -> dict[str, Any]:
     numbers = ["u32" if k == 0 and variant.kind in WHOLE_NUMBER_FIRST else real for k in range(variant.parameters)]
     stream = {"seed": "i64", "stream": "i64", "parameters": tuple(numbers)}
     if variant.outer is None:
-        return {"address": "i64", "tile": "i64", "tiles": "i64", "steps": "i64"} | stream
+        return {"address": "i64", "tile": "i64", "tiles": "i64", "programs": "i64"} | stream
     place = dict.fromkeys(("address", "first", "length", "stride"), "i64") | dict.fromkeys(
         ("rows", "rows_a_run"), "i32"
     )
@@ -218,9 +219,8 @@ class Filling(NamedTuple):
             self.runs(address + body * size, first + body, count - body, size, [])
 
     def tiles(self, address: int, tile: int, count: int) -> None:
-        wanted = self.device.multiprocessors * launch_of(self.device.target).programs
-        steps = max(1, count // wanted)
-        self.launch(None, -(-count // steps), address, tile, count, steps)
+        programs = min(count, self.device.multiprocessors * launch_of(self.device.target).programs)
+        self.launch(None, programs, address, tile, count, programs)
 
     def runs(self, address: int, first: int, length: int, stride: int, outer: list[tuple[int, int, int]]) -> None:
         """Fill runs of neighbours that lie `stride` apart; for `outer` see `engine.Runs`."""

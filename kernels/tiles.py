@@ -287,25 +287,25 @@ def as_it_is(x):
 
 @triton.jit
 def fill_tiles(
-    address, tile, tiles, steps, seed, stream, parameters,
+    address, tile, tiles, programs, seed, stream, parameters,
     PHILOX: tl.constexpr, LAW: tl.constexpr, HEAD: tl.constexpr, WHOLE: tl.constexpr, PAIRS: tl.constexpr,
     WIDTH: tl.constexpr, REAL: tl.constexpr, FINISH: tl.constexpr, ELEMENT: tl.constexpr,
     ROWS: tl.constexpr, SIDE: tl.constexpr,
 ):  # fmt: skip
     """Write whole tiles of ROWS blocks each, the first of them the stream's number `tile`, to contiguous memory.
 
-    `address` is divisible by 16. A program writes `steps` tiles, less where `tiles` ends. SIDE neighbouring columns
-    are drawn by one thread, which stores them together.
+    `address` is divisible by 16. The `programs` that there are take turns, so that those at work at the same time write
+    neighbouring tiles. SIDE neighbouring columns are drawn by one thread, which stores them together.
     """
     LANES: tl.constexpr = 128 // WIDTH
-    first = tl.program_id(0).to(tl.int64) * steps
+    first = tl.program_id(0).to(tl.int64)
     out = address.to(tl.pointer_type(ELEMENT)) + first * (ROWS * 16 * LANES)
     counter = (tile + first) * (ROWS * 16)
     numbers = typed(parameters, REAL, WHOLE)
     row = tl.arange(0, ROWS)[:, None]
     within = (row * 16 + tl.arange(0, 16 // SIDE)[None, :] * SIDE).to(tl.uint32)
     place = row * (16 * LANES) + tl.arange(0, 16)[None, :]
-    for _ in range(tl.minimum(steps, tiles - first)):
+    for _ in range(first, tiles, programs):
         # Tiles divide 2^32 counters evenly, so that one high word serves all of a tile: Philox's first round
         # is the same for all threads but for one product.
         drawn = ()
@@ -322,8 +322,8 @@ def fill_tiles(
             # The pointer is told anew what its alignment is: a loop forgets it.
             there = tl.multiple_of(out, 16) + (place + 16 * lane)
             tl.store(there, tl.reshape(side_by_side(columns), (ROWS, 16)))
-        counter += ROWS * 16
-        out += ROWS * 16 * LANES
+        counter += programs * (ROWS * 16)
+        out += programs * (ROWS * 16 * LANES)
 
 
 @triton.jit

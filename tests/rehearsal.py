@@ -38,7 +38,7 @@ FAILED = 999  # CUDA_ERROR_UNKNOWN
 SCRATCH = 1 if triton.__version__.startswith("3.4.") else 2
 # The first arguments of each kernel. The draw's come last, behind the tuples of fill_runs.
 PLACES = {
-    "fill_tiles": ("address", "tile", "tiles", "steps"),
+    "fill_tiles": ("address", "tile", "tiles", "programs"),
     "fill_runs": ("address", "first", "length", "stride", "rows", "rows_a_run"),
 }
 

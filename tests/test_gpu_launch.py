@@ -85,7 +85,7 @@ def test_arguments_of_the_tile_kernel_arrive_as_they_were_meant(rehearse):
     address = ADDRESS + 16 - head * size % 16  # so that the first whole tile is aligned
     tiles, *ends = rehearse(Fill(flat(torch.float32, count, address), NORMAL, first)).launches
     assert tiles.types == ("u64",) * 6 + ("f32",) * 2 + SCRATCH_TYPES
-    place = packed("qqqq", address + head * size, (first + head) // tile, 99, 1)
+    place = packed("qqqq", address + head * size, (first + head) // tile, 99, 99)
     assert tiles.values == place + packed("QQff", 2**64 - 59, 2**63 + 11, 0.25, 2.0) + SCRATCH
     assert tiles.grid == (99, 1, 1)
     assert [launch.place["length"] for launch in ends] == [head, tile - head]
@@ -264,7 +264,8 @@ def box_of(launch: Launched, fill: Fill) -> Box:
     assert others == [1, 1]
     if launch.kernel == "fill_tiles":
         assert where["address"] % 16 == 0
-        assert programs == math.ceil(where["tiles"] / where["steps"]) < 2**31
+        assert programs == where["programs"] <= where["tiles"]
+        assert programs < 2**31
         tile = tile_of(draw, dtype)
         first, extents = where["tile"] * tile, {1: where["tiles"] * tile}
     else:
