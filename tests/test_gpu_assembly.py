@@ -61,6 +61,13 @@ MOST_SCALAR_SPILLS = 128
 ROOT = {("cuda", 32): 5, ("cuda", 64): 0, ("hip", 32): 2, ("hip", 64): 7}
 
 
+def target_of(name: str) -> GPUTarget:
+    """Skips the test where Triton cannot compile for it."""
+    if name == "gfx942" and triton.__version__.startswith("3.4."):
+        pytest.skip("for AMD, Triton 3.4 needs ROCm's linker")
+    return TARGETS[name]
+
+
 def label(value: Any) -> str:
     return f"{value.kind}-{name_of(value.dtype)}-{value.outer}" if isinstance(value, Variant) else str(value)
 
@@ -210,9 +217,9 @@ def check_amd(kernel: CompiledKernel, variant: Variant, target: GPUTarget) -> No
 
 
 def check(name: str, variant: Variant) -> None:
-    target = TARGETS[name]
+    target = target_of(name)
     kernel = gpu.compile_for(variant, target)
-    assert kernel.metadata.shared == kernel.metadata.global_scratch_size == 0
+    assert kernel.metadata.shared == getattr(kernel.metadata, "global_scratch_size", 0) == 0  # AMD has none up to 3.6
     (check_cuda if target.backend == "cuda" else check_amd)(kernel, variant, target)
 
 
@@ -235,6 +242,7 @@ def test_every_kind_is_compiled_in_every_dtype():
 # --- the checks can fail -----------------------------------------------------------------------
 
 WIDE = Variant("truncated_wide", torch.float32, KINDS["truncated_wide", torch.float32], None)
+WIDEST = WIDE._replace(dtype=torch.float8_e4m3fn)
 NORMAL = Variant("normal", torch.float32, KINDS["normal", torch.float32], None)
 
 
@@ -251,7 +259,7 @@ def sum_of_a_block(out, x):
 
 
 def compiled(function: Any, name: str, **options: Any) -> CompiledKernel:
-    return triton.compile(ASTSource(function, {"out": "*fp32", "x": "fp32"}), target=TARGETS[name], options=options)
+    return triton.compile(ASTSource(function, {"out": "*fp32", "x": "fp32"}), target=target_of(name), options=options)
 
 
 def test_a_spill_shows():
@@ -264,7 +272,7 @@ def test_a_spill_shows():
 
 def test_a_spill_on_amd_shows():
     with pytest.raises(AssertionError):
-        check_amd_resources(recompiled(WIDE, TARGETS["gfx942"], waves_per_eu=8).asm["amdgcn"])
+        check_amd_resources(recompiled(WIDEST, target_of("gfx942"), waves_per_eu=8).asm["amdgcn"])
 
 
 def test_narrow_stores_show():
@@ -276,7 +284,7 @@ def test_narrow_stores_show():
     with pytest.raises(AssertionError):
         check_stores(sizes, NORMAL)
     with pytest.raises(AssertionError):
-        check_stores(amd_store_bytes(gpu.compile_for(runs, TARGETS["gfx942"]).asm["amdgcn"]), NORMAL)
+        check_stores(amd_store_bytes(gpu.compile_for(runs, target_of("gfx942")).asm["amdgcn"]), NORMAL)
 
 
 @pytest.mark.parametrize("name", TARGETS)
