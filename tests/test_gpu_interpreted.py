@@ -18,15 +18,25 @@ LAYOUTS, FEW = 11, 3
 THOROUGH = {torch.float32: 2, torch.float64: 1, torch.bfloat16: 1}
 
 
+# Every kind of law and every dtype once, with all layouts in each precision; with all laws it takes three minutes.
+SAMPLE = {
+    torch.float32: ["uniform", "normal"], torch.bfloat16: ["central"], torch.float16: ["wide"],
+    torch.float8_e4m3fn: ["uniform_inside"], torch.float8_e5m2: ["tail"], torch.float64: ["normal", "narrow"],
+    torch.int32: ["words"],
+}  # fmt: skip
+EVERY = {dtype: [name for name, _, other in CASES if other is dtype] for dtype in SAMPLE}
+
+
 @pytest.mark.parametrize("dtype", [*FLOATS, torch.int32], ids=name_of)
-def test_interpreted_kernels_equal_the_reference(dtype):
-    """Every law: whole tiles, several a program, tails, odd firsts and addresses, strides, elements up to 2^62."""
+@pytest.mark.parametrize("laws_of", [SAMPLE, pytest.param(EVERY, marks=pytest.mark.slow)], ids=["sample", "every law"])
+def test_interpreted_kernels_equal_the_reference(laws_of, dtype):
+    """Whole tiles, several a program, tails, odd firsts and addresses, strides, elements up to 2^62."""
+    laws = laws_of[dtype]
     surroundings = os.environ | {"TRITON_INTERPRET": "1"}
-    command = [sys.executable, str(SCRIPT), name_of(dtype)]
+    command = [sys.executable, str(SCRIPT), name_of(dtype), *laws]
     run = subprocess.run(command, env=surroundings, capture_output=True, text=True, timeout=500)
     assert run.returncode == 0, run.stderr[-3000:]
     lines = [line.split("|") for line in run.stdout.splitlines()]
-    laws = [name for name, _, other in CASES if other is dtype]
     assert [name for name in dict.fromkeys(line[0] for line in lines) if name != "public"] == laws
     thorough = THOROUGH.get(dtype, 0)
     assert len(lines) == thorough * LAYOUTS + (len(laws) - thorough) * FEW + (dtype is not torch.int32)
