@@ -100,8 +100,10 @@ print(json.dumps([cpu.origins["loaded"], cpu.origins["compiled"], [str(folder.pa
 """
 WITHOUT_NUMBA = "import sys; sys.modules['numba'] = None\n"
 # Root may write everywhere, so it becomes somebody else, once all is imported that this user may not read.
+# Everything is imported, and read for the digest, before: the package may lie where only root can read.
 AS_SOMEBODY = """
-import os, torch, fastinit.kernels.compiling
+import os, torch, fastinit.engines, fastinit.kernels.compiling, fastinit.kernels.cpu, fastinit.kernels.cache as cache
+cache.common_digest(), cache.maker()
 if os.geteuid() == 0:
     os.setgid(65534)
     os.setuid(65534)
