@@ -99,11 +99,12 @@ print(json.dumps([cpu.origins["loaded"], cpu.origins["compiled"], [str(folder.pa
     writing and str(writing.path), len(told)]))
 """
 WITHOUT_NUMBA = "import sys; sys.modules['numba'] = None\n"
-# Root may write everywhere, so it becomes somebody else, once all is imported that this user may not read.
-# Everything is imported, and read for the digest, before: the package may lie where only root can read.
+# Root may write everywhere, so it becomes somebody else, once all is imported (by compiling, too) and read for the
+# digest that this user may not read.
 AS_SOMEBODY = """
 import os, torch, fastinit.engines, fastinit.kernels.compiling, fastinit.kernels.cpu, fastinit.kernels.cache as cache
 cache.common_digest(), cache.maker()
+fastinit.kernels.compiling.compile_kernel("words", torch.int32, "rows", 0)
 if os.geteuid() == 0:
     os.setgid(65534)
     os.setuid(65534)
