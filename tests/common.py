@@ -67,3 +67,21 @@ def python(code: str, *arguments: str, **environment: str) -> str:
     run = subprocess.run(command, env=variables, capture_output=True, text=True, check=False, timeout=300)
     assert run.returncode == 0, run.stderr
     return run.stdout
+
+
+class FakeCudaGenerator:
+    """What torch's CUDA generator offers, on a machine that has none: a seed and an offset."""
+
+    device = torch.device("cuda", 0)
+
+    def __init__(self, seed: int, offset: int = 0) -> None:
+        self.seed, self.offset = seed, offset
+
+    def initial_seed(self) -> int:
+        return self.seed
+
+    def get_offset(self) -> int:
+        return self.offset
+
+    def set_offset(self, offset: int) -> None:
+        self.offset = offset

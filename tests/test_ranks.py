@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from common import same_bits
+from common import FakeCudaGenerator, same_bits
 
 import fastinit
 from fastinit import Stream, engines, streams
@@ -20,24 +20,6 @@ CALLS = {
     "uniform_": (), "normal_": (), "trunc_normal_": (), "xavier_normal_": (), "kaiming_uniform_": (),
     "orthogonal_": (), "sparse_": (0.0,),
 }  # fmt: skip
-
-
-class Generator:
-    """What torch's CUDA generator offers: a seed and an offset."""
-
-    device = torch.device("cuda", 0)
-
-    def __init__(self, seed: int) -> None:
-        self.seed, self.offset = seed, 0
-
-    def initial_seed(self) -> int:
-        return self.seed
-
-    def get_offset(self) -> int:
-        return self.offset
-
-    def set_offset(self, offset: int) -> None:
-        self.offset = offset
 
 
 class OnDevice(torch.Tensor):
@@ -63,9 +45,9 @@ def on_device(*shape: int) -> torch.Tensor:
     return torch.zeros(shape).as_subclass(OnDevice)
 
 
-def install(seed: int, device_seed: int) -> Generator:
+def install(seed: int, device_seed: int) -> FakeCudaGenerator:
     """A CUDA device whose default generator has a seed of its own; for a process of its own, or a fixture."""
-    generator, real = Generator(device_seed), engines.load
+    generator, real = FakeCudaGenerator(device_seed), engines.load
     torch.cuda.default_generators = (generator,)
     engines.load = lambda name: Gpu() if name == "gpu" else real(name)
     engines.trial = lambda *arguments: None

@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from common import same_bits
+from common import FakeCudaGenerator, same_bits
 
 import fastinit
 from fastinit import Stream
@@ -61,24 +61,6 @@ def test_all_64_bits_are_drawn():
     assert len(set(numbers)) == 200
     for bit in range(64):
         assert 50 < sum(number >> bit & 1 for number in numbers) < 150
-
-
-class FakeCudaGenerator:
-    """What torch's CUDA generator offers, on a machine that has none: a seed and an offset."""
-
-    device = torch.device("cuda")
-
-    def __init__(self, seed: int, offset: int = 0) -> None:
-        self.seed, self.offset = seed, offset
-
-    def initial_seed(self) -> int:
-        return self.seed
-
-    def get_offset(self) -> int:
-        return self.offset
-
-    def set_offset(self, offset: int) -> None:
-        self.offset = offset
 
 
 def test_a_cuda_generator_is_read_through_seed_and_offset():
