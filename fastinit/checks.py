@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .kernels.formats import FORMATS
+from .kernels.formats import FORMATS, name_of
 from .laws import working
 from .originals import torchs_own
 
@@ -51,7 +51,3 @@ def mass(mean: float, std: float, a: float, b: float) -> float:
     """The normal law's share in [a, b], as torch computes it."""
     low, high = ((1.0 + math.erf((bound - mean) / std / math.sqrt(2.0))) / 2.0 for bound in (a, b))
     return high - low
-
-
-def name_of(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .flags import forced_engine
 from .kernels.engine import GPUS, Draw, Engine, parts, row_major, setting_up
-from .kernels.formats import FORMATS
+from .kernels.formats import FORMATS, name_of
 from .kernels.forms import FORMS, SELECTIONS, Kernel
 from .laws import EVERY_KIND, Parameters, Words
 
@@ -113,7 +113,7 @@ def trial(engine: Engine, device: torch.device, dtype: torch.dtype, law: Paramet
 
 def wrong_bits(device: torch.device, dtype: torch.dtype, kind: str) -> str:
     return (
-        f"its {kind} kernel for {str(dtype).removeprefix('torch.')} gave other bits on {device} than the reference; "
+        f"its {kind} kernel for {name_of(dtype)} gave other bits on {device} than the reference; "
         "please report this with what `fastinit doctor` prints"
     )
 
@@ -144,7 +144,12 @@ def substitute(device_type: str) -> Engine:
         return StagedEngine(cpu)
     if isinstance(eager, str):
         raise RuntimeError(f"no engine works: {eager}")
-    return eager if eager.why_not(torch.device(device_type), torch.float32) is None else StagedEngine(eager)
+    return where_it_can(eager, torch.device(device_type), torch.float32)
+
+
+def where_it_can(eager: Engine, device: torch.device, dtype: torch.dtype) -> Engine:
+    """The eager engine on the device itself, or on the CPU for a device that lacks what it needs."""
+    return eager if eager.why_not(device, dtype) is None else StagedEngine(eager)
 
 
 def without_kernel(tensor: Tensor, fast: bool | None, error: ImportError) -> Engine:
@@ -156,7 +161,7 @@ def without_kernel(tensor: Tensor, fast: bool | None, error: ImportError) -> Eng
     if fast or forced_engine.get() is not None or isinstance(eager, str):
         raise RuntimeError(f"a kernel is missing, and it cannot be compiled: {error}") from error
     tell_once(tensor.device.type, str(error))
-    return eager if eager.why_not(tensor.device, tensor.dtype) is None else StagedEngine(eager)
+    return where_it_can(eager, tensor.device, tensor.dtype)
 
 
 def draw_into(
@@ -245,4 +250,4 @@ def meanwhile(tensor: Tensor, fast: bool | None) -> Engine:
     eager = load("eager")
     if isinstance(eager, str):
         raise RuntimeError(f"this thread is in the middle of setting up an engine, and no other works: {eager}")
-    return eager if eager.why_not(tensor.device, tensor.dtype) is None else StagedEngine(eager)
+    return where_it_can(eager, tensor.device, tensor.dtype)

@@ -13,6 +13,7 @@ import torch
 from . import engines
 from .audit import SAMPLE, SIDES, Audit, Group, Row
 from .judging import ALPHA, Observed
+from .kernels.formats import name_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -143,7 +144,7 @@ def shapes_and_elements(group: Group) -> str:
 
 def precision(group: Group) -> str:
     dtype = group.calls[0].tensor.dtype
-    return "" if dtype is torch.float32 else f"\n{str(dtype).removeprefix('torch.')}"
+    return "" if dtype is torch.float32 else f"\n{name_of(dtype)}"
 
 
 def expected(group: Group) -> str:

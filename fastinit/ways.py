@@ -15,7 +15,7 @@ from torch.utils._device import DeviceContext
 
 from . import engines, flags, originals
 from .kernels.engine import GPUS
-from .kernels.formats import FORMATS
+from .kernels.formats import FORMATS, name_of
 from .regions import Shard, Target, local_of
 from .streams import Stream, check_source
 
@@ -152,7 +152,7 @@ def outside_contract(tensor: Tensor, dtypes: tuple[torch.dtype, ...] = SAMPLED) 
     if not plain(type(tensor)):
         return f"{type(tensor).__name__} brings its own torch functions"
     if tensor.dtype not in dtypes:
-        return f"the stream contract does not cover {str(tensor.dtype).removeprefix('torch.')}"
+        return f"the stream contract does not cover {name_of(tensor.dtype)}"
     if function_modes() and not all(
         type(mode) is DeviceContext
         for mode in _get_current_function_mode_stack()  # type: ignore[no-untyped-call]

@@ -33,3 +33,8 @@ FORMATS = {
 }
 # Raw words are int32 tensors, for tests.
 WIDTHS = {dtype: form.width for dtype, form in FORMATS.items()} | {torch.int32: 32}
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """As torch has it, without its own name in front: float32."""
+    return str(dtype).removeprefix("torch.")

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 
 from .engine import Runs, block_size
-from .formats import WIDTHS
+from .formats import WIDTHS, name_of
 
 LawForm = Literal["long", "rows", "strided", "turned"]
 FORMS: tuple[LawForm, ...] = get_args(LawForm)
@@ -42,4 +42,4 @@ def form_of(runs: Runs, dtype: torch.dtype) -> LawForm:
 
 
 def kernel_name(kind: str, dtype: torch.dtype, form: Form) -> str:
-    return f"{kind}_{str(dtype).removeprefix('torch.')}_{form}"
+    return f"{kind}_{name_of(dtype)}_{form}"
