@@ -168,6 +168,13 @@ def check_tiles_and_ends(device: Gpu, law: Law, dtype: torch.dtype) -> None:
 # --- every law in every dtype ------------------------------------------------------------------
 
 every_case = pytest.mark.parametrize(("law_name", "law", "dtype"), CASES, ids=CASE_IDS)
+# Laws of one kind have one kernel: of each kind one law here, all of them in the slow tests.
+ONE_OF_A_KIND = {(law.parameters(dtype)[0], dtype): (name, law, dtype) for name, law, dtype in CASES}
+every_kernel = pytest.mark.parametrize(
+    ("law_name", "law", "dtype"),
+    [c if c in ONE_OF_A_KIND.values() else pytest.param(*c, marks=pytest.mark.slow) for c in CASES],
+    ids=CASE_IDS,
+)
 
 
 @every_case
@@ -178,7 +185,7 @@ def test_tiles_between_a_head_and_a_tail(device, law_name, law, dtype):
     assert names(device)[1:] == ["fill_runs", "fill_runs"]
 
 
-@every_case
+@every_kernel
 def test_tiles_where_counters_carry(device, law_name, law, dtype):
     """The counter's low word overflows from one tile to the next; and the last tile that an index can have."""
     tile, carry = tile_of(device, law, dtype), 128 // WIDTHS[dtype] << 32
@@ -187,7 +194,7 @@ def test_tiles_where_counters_carry(device, law_name, law, dtype):
     assert names(device) == ["fill_tiles", "fill_tiles"]
 
 
-@every_case
+@every_kernel
 def test_runs_of_neighbours(device, law_name, law, dtype):
     """Contiguous, strided, and one element; the first anywhere in a block, and in a block whose counter carries."""
     carry = 128 // WIDTHS[dtype] << 32
@@ -198,7 +205,7 @@ def test_runs_of_neighbours(device, law_name, law, dtype):
     assert set(names(device)) == {"fill_runs"}
 
 
-@every_case
+@every_kernel
 def test_a_box_of_a_global_tensor(device, law_name, law, dtype):
     """Three dimensions around a run, in memory of another order and with gaps."""
     check(device, law, dtype, (4, 3, 5, 70), FAR, (1, 284, 852, 4), row_major((9, 6, 11, 120)))
@@ -211,16 +218,13 @@ def test_more_dimensions_than_a_kernel_takes(device):
 
 
 COMMON = (torch.float32, torch.bfloat16)
-ONE_OF_A_KIND = {(law.parameters(dtype)[0], dtype): (law, dtype) for _, law, dtype in CASES}
 
 
 @pytest.mark.parametrize("arch", [80, 100])
-@pytest.mark.parametrize(
-    ("kind", "dtype"), [p for p in ONE_OF_A_KIND if p[1] in (torch.float32, torch.bfloat16)], ids=str
-)
+@pytest.mark.parametrize(("kind", "dtype"), [p for p in ONE_OF_A_KIND if p[1] in COMMON], ids=str)
 def test_other_architectures(device, kind, dtype, arch):
     device.arch = arch
-    check_tiles_and_ends(device, *ONE_OF_A_KIND[kind, dtype])
+    check_tiles_and_ends(device, *ONE_OF_A_KIND[kind, dtype][1:])
 
 
 @pytest.mark.parametrize("arch", [80, 100])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from common import ENGINES, FLOAT8, FLOATS, LAWS, name_of
@@ -32,12 +33,18 @@ def critical(count: float) -> float:
     return math.sqrt(-math.log(ALPHA / 2) / (2 * count))
 
 
+def counted(sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sorted numbers of a sample, of narrow dtypes a short list, and how often each occurs."""
+    ordered = torch.from_numpy(np.sort(sample.double().numpy()))  # ten times as fast as torch's
+    return ordered.unique_consecutive(return_counts=True)
+
+
 def one_sample(sample: torch.Tensor, cdf) -> float:
     """The Kolmogorov distance of a sample of a continuous law, rounded to the sample's dtype.
 
     The rounded law puts at each held value all mass up to the middle to its upper neighbour.
     """
-    held, counts = torch.unique(sample.double(), return_counts=True)
+    held, counts = counted(sample)
     above = counts.cumsum(0).double() / sample.numel()
     before = above - counts.double() / sample.numel()
     lower, upper = gaps(held, sample.dtype)
@@ -58,10 +65,10 @@ def gaps(values: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.
 
 def two_sample(a: torch.Tensor, b: torch.Tensor) -> float:
     """The Kolmogorov distance of two samples."""
-    counted = [torch.unique(sample, return_counts=True) for sample in (a, b)]  # of narrow dtypes a short list
-    values = torch.cat([held for held, _ in counted])
+    both = [counted(sample) for sample in (a, b)]
+    values = torch.cat([held for held, _ in both])
     parts = []
-    for held, counts in counted:
+    for held, counts in both:
         shares = torch.nn.functional.pad(counts.cumsum(0), (1, 0)).double() / counts.sum()
         parts.append(shares[torch.searchsorted(held, values, right=True)])
     return (parts[0] - parts[1]).abs().max().item()
