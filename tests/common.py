@@ -6,7 +6,10 @@ import math
 import os
 import subprocess
 import sys
+import warnings
+from typing import Any
 
+import pytest
 import torch
 
 from fastinit.kernels.formats import FORMATS
@@ -15,6 +18,10 @@ from fastinit.laws import Law, Normal, TruncNormal, Uniform, Words
 ENGINES = ("reference", "cpu", "eager")
 FLOATS = tuple(FORMATS)
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+WITH_FANS = ("xavier_uniform_", "xavier_normal_", "kaiming_uniform_", "kaiming_normal_")
+DRAWING = ("uniform_", "normal_", "trunc_normal_", *WITH_FANS, "orthogonal_", "sparse_")
+INITIALISERS = (*DRAWING, "constant_", "ones_", "zeros_", "eye_", "dirac_")
+ARGUMENTS = {"constant_": (0.5,), "sparse_": (0.5,)}  # that must be given
 # One law for each way through the arithmetic, and one for each side where there are two.
 LAWS: dict[str, Law] = {
     "uniform": Uniform(-0.5, 1.5),
@@ -58,6 +65,31 @@ def every_number(dtype: torch.dtype) -> torch.Tensor:
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.dtype == b.dtype and torch.equal(bits(a), bits(b))
+
+
+def call(function: Any, name: str, tensor: Any) -> Any:
+    return function(tensor, *ARGUMENTS.get(name.rstrip("_") + "_", ()))
+
+
+def outcome(function: Any, tensor: torch.Tensor, *arguments: Any, **keywords: Any) -> tuple[Any, list[Any]]:
+    """What a call does: exception type and text, warnings; and that an error left the tensor alone."""
+    before = tensor.detach().clone()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            function(tensor, *arguments, **keywords)
+            error = None
+        except Exception as raised:
+            error = (type(raised), str(raised))
+            assert same_bits(before, tensor.detach()), "changed by a call that failed"
+    return error, [(w.category, str(w.message)) for w in caught]
+
+
+def error_of(function: Any, *arguments: Any) -> tuple[type[Exception], str]:
+    """The error of a call that must fail."""
+    with pytest.raises(Exception) as raised:  # noqa: PT011  (whatever torch raises)
+        function(*arguments)
+    return type(raised.value), str(raised.value)
 
 
 def python(code: str, *arguments: str, **environment: str) -> str:

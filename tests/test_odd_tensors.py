@@ -13,19 +13,13 @@ import pytest
 import torch
 import torch.fx
 import torch.nn.init as torch_init
+from common import ARGUMENTS, DRAWING, INITIALISERS
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastinit
 from fastinit import flags
 from fastinit.ways import KERNELS, QUICK, TORCH, way
-
-DRAWING = (
-    "uniform_", "normal_", "trunc_normal_", "xavier_uniform_", "xavier_normal_", "kaiming_uniform_",
-    "kaiming_normal_", "orthogonal_", "sparse_",
-)  # fmt: skip
-INITIALISERS = (*DRAWING, "constant_", "ones_", "zeros_", "eye_", "dirac_")
-ARGUMENTS = {"constant_": (0.5,), "sparse_": (0.5,)}
 
 
 class Quiet(torch.Tensor):

@@ -10,20 +10,14 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.init as torch_init
-from common import python, same_bits
+from common import ARGUMENTS, DRAWING, INITIALISERS, python, same_bits
 from torch import nn
 
 import fastinit
 import fastinit.init as init
 from fastinit import Stream, originals
 
-ARGUMENTS = {"constant_": (0.5,), "sparse_": (0.5,)}
 SHAPES = {"dirac_": (4, 4, 3)}
-DRAWING = (
-    "uniform_", "normal_", "trunc_normal_", "xavier_uniform_", "xavier_normal_", "kaiming_uniform_",
-    "kaiming_normal_", "orthogonal_", "sparse_",
-)  # fmt: skip
-INITIALISERS = (*DRAWING, "constant_", "ones_", "zeros_", "eye_", "dirac_")
 HELPERS = ("_no_grad_uniform_", "_no_grad_normal_", "_no_grad_trunc_normal_", "_no_grad_fill_", "_no_grad_zero_")
 ALL = tuple(name for name, value in vars(torch_init).items() if inspect.isfunction(value) and hasattr(fastinit, name))
 ORIGINALS = {name: getattr(torch_init, name) for name in ALL}
