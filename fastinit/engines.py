@@ -111,6 +111,11 @@ def trial(engine: Engine, device: torch.device, dtype: torch.dtype, law: Paramet
     return trials[place]
 
 
+def was_found_right(device: torch.device, dtype: torch.dtype, law: Parameters) -> bool:
+    """Whether a trial of this law on this device is over, and went well."""
+    return trials.get((str(device), law[0], dtype), "no trial yet") is None
+
+
 def wrong_bits(device: torch.device, dtype: torch.dtype, kind: str) -> str:
     return (
         f"its {kind} kernel for {name_of(dtype)} gave other bits on {device} than the reference; "

@@ -36,7 +36,7 @@ class Way(Enum):
 
     TORCH = "torch.nn.init"
     KERNELS = "an engine"
-    QUICK = "the CPU engine, with no need to look at anything twice"
+    QUICK = "the device's own engine, with no need to look at anything twice"
 
 
 TORCH, KERNELS, QUICK = Way
@@ -71,7 +71,7 @@ def way(
             and transform() is None
             and not tracing()
             and forward_ad._current_level < 0
-            and seen.is_cpu
+            and (seen.is_cpu or seen.is_cuda)
             and seen.dtype in FORMATS
             and not seen.is_nested
             and seen.is_contiguous()

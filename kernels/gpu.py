@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +22,10 @@ from .tiles import INTERPRETED
 STORE = 16  # bytes that a thread writes at once: the widest store there is
 OUTER = 3  # dimensions around a run that a kernel takes; more are a launch for each index of the shortest ones
 MOST_ROWS = 2**31 - 1 - 2**20  # so that the numbers of a last program's rows are still 32 bits
+NOTHING = contextlib.nullcontext()
 TILES_FROM = 1 << 16  # elements; below, one launch of the kernel that can do everything is quicker than two or three
+# Fills contiguous memory with the first elements of a stream: address, elements, seed and id of the stream.
+Plan = Callable[[int, int, int, int], None]
 ELEMENTS = {
     torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16,
     torch.int32: tl.uint32,
@@ -63,6 +66,7 @@ LAUNCHES = {
 }
 
 
+@functools.cache
 def launch_of(target: GPUTarget) -> Launch:
     """The table's entry for a device; an architecture that is no number (gfx942) has its backend's first."""
     arch = target.arch if isinstance(target.arch, int) else 0
@@ -90,6 +94,7 @@ def columns_a_thread(dtype: torch.dtype) -> int:
     return min(STORE // dtype.itemsize, 8)
 
 
+@functools.cache
 def tile_rows(variant: Variant, target: GPUTarget) -> int:
     """How many blocks of the stream a program draws at a time; a power of two."""
     launch = launch_of(target)
@@ -292,6 +297,19 @@ class GpuEngine:
                 filling.neighbours(out.data_ptr(), first, length, TILES_FROM)
             else:
                 filling.runs(out.data_ptr(), first, length, stride, outer)
+
+    def plan(self, device: torch.device, dtype: torch.dtype, law: tuple[str, tuple[float, ...]]) -> Plan:
+        """What fills contiguous memory of this device with a law, and need not find out how each time."""
+        kind, parameters = law
+        with made_current(device) as described:
+            is_current = getattr(torch, device.type).current_device
+
+        def write(address: int, count: int, seed: int, stream: int) -> None:
+            filling = Filling(described, dtype, Draw(kind, parameters, seed, stream))
+            with NOTHING if is_current() == described.number else made_current(device):
+                filling.neighbours(address, 0, count, TILES_FROM)
+
+        return write
 
     def sample(self, device: torch.device, dtype: torch.dtype, draw: Draw) -> tuple[torch.Tensor, int]:
         """A few thousand neighbours drawn by each of the kernels in turn, and the first one's number."""

@@ -212,6 +212,25 @@ def test_a_box_of_a_global_tensor(device, law_name, law, dtype):
     assert names(device) == ["fill_runs"]
 
 
+@pytest.mark.parametrize("law_name", ["uniform", "central"])
+@pytest.mark.parametrize("current", [0, 1])
+def test_a_plan_fills_what_the_engine_fills(device, law_name, current, monkeypatch):
+    """The short way: contiguous memory from the stream's first element on, of any size and at any address."""
+    made_current, law, dtype = [], LAWS[law_name], torch.bfloat16
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
+    described = contextlib.nullcontext(device.described())
+    monkeypatch.setattr(gpu, "made_current", lambda device: made_current.append(device) or described)
+    write = gpu.GpuEngine().plan(torch.device("cuda", 0), dtype, law.parameters(dtype))
+    made_current.clear()
+    tile = tile_of(device, law, dtype)
+    for count, aligned in ((1, 0), (tile - 1, 0), (tile, 0), (3 * tile + 5, 0), (3 * tile + 5, 1)):
+        field = Field(device, dtype, (count,), None, aligned)
+        write(field.out.data_ptr(), count, 2**64 - 59, 2**63 + 11)
+        field.check(reference(law, dtype, (count,), 0))
+    assert names(device) == ["fill_runs", "fill_runs", "fill_tiles", "fill_tiles", "fill_runs", "fill_runs"]
+    assert len(made_current) == 5 * current  # only where another device is the current one
+
+
 def test_more_dimensions_than_a_kernel_takes(device):
     check(device, LAWS["normal"], torch.float32, (3, 2, 2, 2, 9), 5, (1, 300, 3, 60, 6), row_major((4, 3, 5, 3, 11)))
     assert names(device) == len(device.launches) * ["fill_runs"] != ["fill_runs"]

@@ -13,7 +13,7 @@ from common import CASE_IDS, CASES, FLOATS, LAWS, name_of, same_bits
 pytest.importorskip("triton", reason="needs Triton")
 
 import fastinit
-from fastinit import Stream, engines
+from fastinit import Stream, engines, fill
 from fastinit.kernels.cpu import CpuEngine
 from fastinit.kernels.engine import Draw, row_major
 from fastinit.kernels.gpu import GpuEngine
@@ -236,6 +236,74 @@ def test_a_device_that_is_not_the_current_one():
     GPU.fill(out, draw_of(LAWS["normal"], torch.float32), 0, None)
     assert torch.cuda.current_device() == 0
     assert same_bits(out.cpu(), expected(LAWS["normal"], torch.float32, 1000))
+    for _ in range(2):  # the long way and the short one
+        fastinit.normal_(out.zero_(), stream=STREAM)
+        assert same_bits(out.cpu(), fastinit.normal_(torch.empty(1000), stream=STREAM))
+    assert torch.cuda.current_device() == 0
+
+
+@pytest.fixture
+def quick(monkeypatch) -> list[object]:
+    """The laws that took the GPU's short way, none of which is known at first."""
+    seen: list[object] = []
+
+    def watched(tensor, key, *source):
+        done = fill.fill_quickly(tensor, key, *source)
+        seen.extend([key[0]] * (done and tensor.is_cuda))
+        return done
+
+    monkeypatch.setattr(fill, "gpu_plans", {})
+    monkeypatch.setattr(fastinit.init, "fill_quickly", watched)
+    return seen
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=name_of)
+@pytest.mark.parametrize("name", ["uniform_", "normal_", "trunc_normal_", "xavier_uniform_", "kaiming_normal_"])
+def test_the_short_way_is_taken_from_the_second_call_on_and_draws_the_same(name, dtype, quick):
+    function = getattr(fastinit, name)
+    for count in SIZES:
+        shape = (count // 7 + 1, 7)
+        drawn = [function(poisoned(shape[0] * 7, dtype).view(shape), stream=STREAM) for _ in range(2)]
+        assert same_bits(drawn[0].cpu(), drawn[1].cpu())
+        with fastinit.use_engine("cpu"):
+            assert same_bits(drawn[1].cpu(), function(torch.empty(shape, dtype=dtype), stream=STREAM))
+    shapes = len(SIZES)  # xavier_uniform_ has another law for each
+    assert len(quick) == (shapes if name == "xavier_uniform_" else 2 * shapes - 1)
+
+
+def test_the_short_way_has_the_guards_and_side_effects_of_the_long_one(quick):
+    weight = torch.nn.Parameter(torch.empty(64, 3, device=DEVICE))
+    fastinit.normal_(weight)
+    for advanced in range(1, 4):
+        torch.manual_seed(advanced)
+        version = weight._version
+        fastinit.normal_(weight)
+        assert weight._version == version + 1
+        torch.manual_seed(advanced)
+        assert same_bits(weight.detach().cpu(), fastinit.normal_(torch.empty(64, 3)))
+    assert len(quick) == 3
+    own = torch.Generator(DEVICE).manual_seed(3)
+    for _ in range(2):  # another device's generator takes the long way
+        fastinit.normal_(weight, generator=own)
+    fastinit.normal_(weight.t())
+    fastinit.normal_(weight[:, 1])
+    fastinit.normal_(weight, fast=True)
+    fastinit.flag(weight, False)
+    fastinit.normal_(weight)
+    with fastinit.use_engine("reference"), contextlib.suppress(RuntimeError):
+        fastinit.normal_(weight)
+    assert len(quick) == 3
+    assert fastinit.normal_(torch.empty(0, 3, device=DEVICE)).numel() == 0
+
+
+def test_who_was_not_found_right_has_no_short_way(quick, monkeypatch):
+    """Nor one whose trial was put off."""
+    monkeypatch.setattr(engines, "trials", {})
+    monkeypatch.setattr(engines, "capturing", lambda device: True)
+    for _ in range(2):
+        fastinit.normal_(torch.empty(9, device=DEVICE))
+    assert fill.gpu_plans == {}
+    assert not quick
 
 
 def test_a_gpu_tensor_is_drawn_by_the_gpu_engine():
