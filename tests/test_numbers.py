@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.init as torch_init
-from common import DRAWING, FLOATS, error_of, name_of, outcome, same_bits
+from common import BY_INVERSE, DRAWING, FLOATS, error_of, name_of, outcome, refuse_bounds, same_bits
 
 import fastinit
 import fastinit.init as init
@@ -131,6 +131,8 @@ def test_what_is_no_real_number_is_refused_in_torchs_words(value):
         ("trunc_normal_", (0.0, value)), ("trunc_normal_", (0.0, 1.0, -2.0, value)), ("xavier_normal_", (value,)),
         ("kaiming_normal_", (value,)), ("sparse_", (0.5, value)),
     ]:  # fmt: skip
+        if name == "trunc_normal_" and BY_INVERSE and isinstance(value, np.ndarray):
+            continue  # which torch has written by then
         theirs = outcome(getattr(torch_init, name), torch.full((4, 4), 7.0), *arguments)
         if name == "kaiming_normal_" and value is None:
             assert theirs[0] is None  # the default slope
@@ -163,7 +165,7 @@ BEYOND_OTHERS = [
 )
 def test_truncation_beyond_a_dtype_fails_in_torchs_words(dtype, numbers):
     mean, std, a, b = numbers
-    theirs = outcome(torch_init.trunc_normal_, torch.full((64,), 7.0, dtype=dtype), mean, std, a, b)
+    theirs = outcome(refuse_bounds, torch.full((64,), 7.0, dtype=dtype), mean, std, a, b)
     assert theirs[0] is not None
     ours = outcome(init.trunc_normal_, torch.full((64,), 7.0, dtype=dtype), mean, std, a, b)
     assert ours == theirs
@@ -215,7 +217,8 @@ def test_numbers_that_no_truncated_normal_has(dtype, stream):
 
 
 def test_not_fast_is_torchs_result_for_such_numbers_too():
-    for mean, std in ((0.0, -1.0), (nan, 1.0), (1e39, 1.0), (0.0, inf)):  # torch comes to an end with these
+    comes_to_an_end = ((nan, 1.0), (1e39, 1.0), (0.0, inf), *([] if BY_INVERSE else [(0.0, -1.0)]))
+    for mean, std in comes_to_an_end:
         drawn = []
         for function, keywords in ((torch_init.trunc_normal_, {}), (init.trunc_normal_, {"fast": False})):
             torch.manual_seed(1)
@@ -233,7 +236,8 @@ def test_torchs_errors_come_with_a_stream_and_into_shards(name):
         "trunc_normal_": (0.0, 1.0, 2.0, -2.0),
         "sparse_": (0.5, -1.0),
     }
-    theirs = error_of(getattr(torch_init, name), torch.empty(4, 4), *bad[name])
+    torchs = refuse_bounds if name == "trunc_normal_" else getattr(torch_init, name)
+    theirs = error_of(torchs, torch.empty(4, 4), *bad[name])
     tensor = torch.full((4, 4), 7.0)
     assert error_of(lambda: getattr(init, name)(tensor, *bad[name], stream=Stream(1))) == theirs
     assert error_of(getattr(init, name), fastinit.shard(tensor, (8, 8), (4, 4)), *bad[name]) == theirs
