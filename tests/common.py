@@ -100,6 +100,12 @@ BY_INVERSE = "erfinv" in inspect.getsource(torch.nn.init._no_grad_trunc_normal_)
 def refuse_bounds(tensor: torch.Tensor, mean: float, std: float, a: float, b: float) -> torch.Tensor:
     """torch's trunc_normal_ with bounds that it refuses, in words that older releases do not have yet."""
     if BY_INVERSE:
+        if mean < a - 2 * std or mean > b + 2 * std:
+            warnings.warn(
+                "mean is more than 2 std from [a, b] in nn.init.trunc_normal_. "
+                "The distribution of values may be incorrect.",
+                stacklevel=2,
+            )
         return torch.nn.init.uniform_(tensor, a, b)
     return torch.nn.init.trunc_normal_(tensor, mean, std, a, b)
 
