@@ -101,7 +101,6 @@ def medians(device: Any, calls: Mapping[str, Callable[[], Any]], launches: int) 
 def calls_of(law: str, out: torch.Tensor, source: torch.Tensor) -> dict[str, Callable[[], Any]]:
     function, keywords = LAWS[law]
     ours, theirs = getattr(fastinit, function), getattr(torch.nn.init, function)
-    ours(out, fast=True, **keywords)  # raises where the GPU engine does not draw
     calls: dict[str, Callable[[], Any]] = {"fastinit": lambda: ours(out, **keywords)}
     try:
         theirs(out[:64], **keywords)
@@ -122,7 +121,8 @@ def measure(device: Any, exponents: Sequence[int]) -> Iterator[Measured]:
                 break
             out, source = (torch.zeros(2**exponent, dtype=dtype, device=kind) for _ in range(2))
             launches = min(MOST_LAUNCHES, max(1, LAUNCHED >> exponent))
-            for law in LAWS:
+            for law, (function, keywords) in LAWS.items():
+                getattr(fastinit, function)(out, fast=True, **keywords)  # raises where the GPU's engine does not draw
                 seconds = medians(device, calls_of(law, out, source), launches)
                 yield Measured(law, str(dtype).removeprefix("torch."), exponent, seconds)
             del out, source
