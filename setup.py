@@ -1,7 +1,7 @@
 """Ships the top-level folder kernels/ as fastinit.kernels, and in the sdist what its tests need; everything else is in
 pyproject.toml."""
 
-from setuptools import setup
+from setuptools import find_packages, setup
 from setuptools.command.sdist import sdist
 
 
@@ -17,7 +17,12 @@ class SourceDistribution(sdist):
 
 
 setup(
-    packages=["fastinit", "fastinit.kernels", "fastinit.pyinstaller"],
+    packages=[
+        "fastinit",
+        "fastinit.kernels",
+        *(f"fastinit.{name}" for name in find_packages("fastinit")),
+        *(f"fastinit.kernels.{name}" for name in find_packages("kernels")),
+    ],
     package_dir={"fastinit": "fastinit", "fastinit.kernels": "kernels"},
     package_data={"fastinit": ["py.typed"]},
     cmdclass={"sdist": SourceDistribution},

@@ -292,12 +292,23 @@ def kinds(greatest: int) -> Iterator[Case]:
     yield model() if greatest >= 24 else model(layers=1, vocabulary=256, width=64)
 
 
-def suite(exponents: tuple[int, ...]) -> Iterator[Case]:
-    """What `pytest bench` measures, in sizes of 2^exponents, rising; other kinds of memory in the greatest."""
+def elementwise(exponents: tuple[int, ...]) -> Iterator[Case]:
+    """Each law in each dtype, in sizes of 2^exponents, rising."""
     for exponent in exponents:
         for dtype in DTYPES:
             for function, keywords in ELEMENTWISE:
                 yield fill(function, dtype, exponent, **keywords)
+
+
+def suite(exponents: tuple[int, ...]) -> Iterator[Case]:
+    """What `pytest bench` measures: laws, and a model."""
+    yield from elementwise(exponents)
+    yield model(layers=1, vocabulary=4096) if exponents[-1] >= 20 else model(layers=1, vocabulary=256, width=64)
+
+
+def full_suite(exponents: tuple[int, ...]) -> Iterator[Case]:
+    """What `pytest bench --full` measures: laws, matrices, a model, and other kinds of memory in the greatest size."""
+    yield from elementwise(exponents)
     for exponent in (8, 16):
         for dtype in (torch.float32, torch.float64):
             for function, keywords in MATRIX:

@@ -1,4 +1,4 @@
-"""Where every coefficient in kernels/arithmetic.py comes from.
+"""Where every coefficient in kernels/arithmetic/transforms.py comes from.
 
 `python -m bench.coefficients` fits them all again and prints them with the greatest error of each
 polynomial; tests/test_coefficients.py holds the file to this script. A fit is a minimax one (Remez's exchange
@@ -21,7 +21,7 @@ GRID = 1200
 # halves the error of the rounded polynomial), and the tail mass (|z| = 3.046) where they meet.
 NEAR_CENTRE, FAR_CENTRE_32, FAR_CENTRE_64, FAR_BELOW = 8.09375, 35.375, 62.0, 0.001159667968750
 
-HEADER = '''"""Polynomials for kernels/arithmetic.py, highest order first. Made by `python -m bench.coefficients`.
+HEADER = '''"""The polynomials of the transforms, highest order first. Made by `python -m bench.coefficients`.
 
 -2 ln(1 + m) = m LOG(m); sin and cos of pi/4 x are x SIN(x^2) and COS(x^2) (relative errors). The normal quantile
 is (1 - 2 q) NEAR(r - NEAR_CENTRE) and FAR(r - FAR_CENTRE) with r = -2 ln(q - q^2), q the
@@ -154,7 +154,7 @@ def alternation(errors: Sequence[mpf], count: int) -> list[int]:
     return peaks
 
 
-# The polynomials of kernels/coefficients.py, each with the greatest error that it may have.
+# The polynomials of kernels/arithmetic/coefficients.py, each with the greatest error that it may have.
 FITS = {
     "LOG_32": (lambda name: minus_two_log_fit(name, 8), 7e-8),
     "SIN_32": (lambda name: sin_fit(name, 3), 5e-8),
@@ -180,7 +180,7 @@ def fit_floats(name: str) -> tuple[tuple[float, ...], float]:
 
 
 def module_text() -> str:
-    """The whole of kernels/coefficients.py."""
+    """The whole of kernels/arithmetic/coefficients.py."""
     parts = [HEADER]
     for name in FITS:
         coefficients, greatest = fit_floats(name)

@@ -5,17 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator
 
 from .cases import Case
+from .measured import Report
 from .timing import words_of
-
-if TYPE_CHECKING:
-    from .report import Report
 
 COLOURS = {"fastinit": "#2b6cb0", "torch": "#d9622b", "fill_": "#4a5568"}
 LABELS = {"fastinit": "fastinit", "torch": "torch.nn.init", "fill_": "fill_: writing the bytes"}

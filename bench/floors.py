@@ -98,7 +98,7 @@ def others() -> Iterator[Floor]:
         yield Floor(replace(cases.fill(function, exponent=24), layout="transposed"), (torchs(1.0, 0.5),))
     yield Floor(cases.fill("orthogonal_", exponent=24), (torchs(1.5, 1.0),), ci=False)
     sparse = cases.fill("sparse_", exponent=24, sparsity=0.1)
-    yield Floor(sparse, (torchs(10, 3),))
+    yield Floor(sparse, (torchs(4, 1.5),))
     yield Floor(replace(sparse, layout="transposed"), (torchs(1.0, 0.5),), ci=False)
     for shape in ((784, 500), (1_000_000, 1)):
         yield Floor(replace(sparse, shape=shape), (torchs(1.0, 0.5),))

@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 import torch
 from triton.backends.compiler import GPUTarget
 
-from fastinit.kernels import gpu
-from fastinit.kernels.coefficients import FAR_BELOW
-from fastinit.kernels.engine import block_size
-from fastinit.kernels.formats import WIDTHS
-from fastinit.laws import Law, Normal, TruncNormal, Uniform, Words
+from fastinit.kernels.arithmetic.coefficients import FAR_BELOW
+from fastinit.kernels.contract import block_size
+from fastinit.kernels.dtypes import WIDTHS
+from fastinit.kernels.gpu import engine as gpu
+from fastinit.laws import Law, examples
 
 from . import sass
 
@@ -100,17 +100,10 @@ DEVICES = (
 # --- what is modelled --------------------------------------------------------------------------
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float64)
-# A law of each kind; where its dtype makes another kind of it, it is left out.
-LAWS: dict[str, Law] = {
-    "uniform": Uniform(0.0, 1.0),
-    "uniform_inside": Uniform(-0.1, 0.3),
-    "uniform_tiny": Uniform(0.0, 1e-38),
-    "normal": Normal(0.0, 1.0),
-    "truncated_central": TruncNormal(0.0, 1.0, -2.0, 2.0),
-    "truncated_wide": TruncNormal(0.0, 0.02, -0.08, 0.1),
-    "truncated_narrow": TruncNormal(0.0, 100.0, -2.0, 2.0),
-    "truncated_tail": TruncNormal(0.0, 1.0, 5.0, 6.0),
-}
+# The first law of each kind; where its dtype makes another kind of it, it is left out.
+EVERY = {law.parameters(dtype)[0]: law for _, law, dtype in reversed([*examples()])}
+WORDS = {"words": EVERY.pop("words")}
+LAWS: dict[str, Law] = dict(reversed(EVERY.items()))
 # Instructions an element at most, on sm_90 in float32: what an H100 has time for while it writes 4 bytes is 35 (128 a
 # clock on 132 multiprocessors at 1.755 GHz, 3.35 TB/s); the other two are what a first version needed, less a tenth.
 TARGETS = {"uniform": 15, "normal": 36, "truncated_central": 48}
@@ -183,7 +176,7 @@ def target_of(arch: int) -> GPUTarget:
 
 def variants(dtype: torch.dtype) -> dict[str, gpu.Variant]:
     """The kernels for whole tiles of a dtype, by kind."""
-    laws = LAWS if dtype is not torch.int32 else {"words": Words()}
+    laws = LAWS if dtype is not torch.int32 else WORDS
     found = {kind: law.parameters(dtype) for kind, law in laws.items()}
     return {
         kind: gpu.Variant(kind, dtype, len(parameters), None)

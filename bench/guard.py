@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from fastinit import doctor
+from fastinit.commands import doctor
 
 from .floors import FIRST_USE, FIRST_USE_ROUGH, FIRST_USE_WISH, FLOORS, Bound, Floor
 from .timing import machine, medians, threads, words_of

@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +22,7 @@ from rich.progress import Progress
 
 from . import cases
 from .cases import Case
+from .measured import Measured, Report
 from .peers import PEERS, call_of
 from .timing import machine, medians, threads, words_of
 
@@ -43,41 +44,6 @@ class Plan(NamedTuple):
 
 FULL = Plan(sizes=tuple(range(0, 27, 2)), table=26, peers=24, cached=17, budget=0.3, least=3)
 QUICK = Plan(sizes=(0, 4, 8, 12), table=12, peers=None, cached=12, budget=0.005, least=3)
-
-
-class Measured(NamedTuple):
-    """Median seconds of a call, by whose it is, and why peers that have the law are not among them."""
-
-    case: Case
-    seconds: Mapping[str, float]
-    missing: Mapping[str, str]
-
-    def ns(self, name: str) -> float:
-        """Nanoseconds an element; nan where it was not measured."""
-        return 1e9 * self.seconds.get(name, math.nan) / self.case.elements
-
-    def bandwidth(self, name: str) -> float:
-        """Bytes a second."""
-        return self.case.bytes / self.seconds.get(name, math.nan)
-
-    @property
-    def times(self) -> float:
-        """How many times as fast as torch."""
-        return self.seconds["torch"] / self.seconds["fastinit"]
-
-
-class Report(NamedTuple):
-    about: dict[str, str]
-    sizes: list[list[Measured]]  # law by law
-    table: list[Measured]
-    kinds: list[Measured]
-    cached: list[Measured]  # the table's, on one thread in its cache
-    peers: list[Measured]
-
-    @property
-    def unique(self) -> list[Measured]:
-        every = [*(row for rows in self.sizes for row in rows), *self.table, *self.kinds, *self.cached, *self.peers]
-        return list({(row.case.name, *row.seconds): row for row in every}.values())
 
 
 def measure(case: Case, plan: Plan, peers: bool = False) -> Measured:

@@ -1,8 +1,8 @@
-"""`pytest bench [--quick] [--large] [-k "normal_ and 2-to-24"]`: every case, call by call, in pytest-benchmark's table.
+"""`pytest bench [--quick] [--full] [-k "normal_ and 2-to-22"]`: every case, call by call, in pytest-benchmark's tables.
 
-A group is a case; its rows are fastinit, torch.nn.init, `fill_` and the peers. `extra_info` has nanoseconds an element
-and bytes a second. Rows of a group run one after the other: for ratios to rely on take bench.guard and bench.report,
-where they take turns.
+A table is a law; in each dtype and size fastinit, torch.nn.init, `fill_` and the peers follow each other. `extra_info`
+has nanoseconds an element and bytes a second. Rows run one after the other: for ratios to rely on take bench.guard and
+bench.report, where they take turns.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ def measure(benchmark: Any, request: pytest.FixtureRequest) -> Any:
     budget = QUICK_BUDGET if request.config.getoption("--quick") else BUDGET
 
     def measured(case: Case, name: str, call: Call) -> None:
-        benchmark.name, benchmark.group = name, case.name
+        benchmark.group = case.call
+        benchmark.name = f"{case.name.removeprefix(case.call).strip()} {name}"
         with threads(case.threads):
             seconds = estimate(call)
             iterations = max(1, math.ceil(TICK / seconds))

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import torch
 
-from fastinit.kernels import cpu
-from fastinit.kernels.engine import Draw
+from fastinit.kernels.contract import Draw
+from fastinit.kernels.cpu import engine as cpu
 from fastinit.laws import Normal, Uniform
 
 from .timing import medians

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 import fastinit
-from fastinit import doctor
+from fastinit.commands import doctor
 
 Call = Callable[[], Any]
 

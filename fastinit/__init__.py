@@ -1,6 +1,8 @@
 """torch.nn.init, compiled: `import fastinit as init`."""
 
-from .flags import flag, use_engine
+from .drawing.flags import flag, use_engine
+from .drawing.regions import shard
+from .drawing.streams import Stream
 from .init import (
     _calculate_correct_fan as _calculate_correct_fan,
     _calculate_fan_in_and_fan_out as _calculate_fan_in_and_fan_out,
@@ -38,8 +40,6 @@ from .init import (
     xavier_uniform_,
     zeros_,
 )
-from .regions import shard
-from .streams import Stream
 
 CONTRACT = 1
 """Version of the stream contract: within one version, bits never change."""

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import inspect
-import math
 import os
 import subprocess
 import sys
 import warnings
 from typing import Any
 
+import forked
 import pytest
 import torch
+from scipy import stats
 
-from fastinit.kernels.formats import FORMATS
-from fastinit.laws import Law, Normal, TruncNormal, Uniform, Words
+from fastinit.kernels.dtypes import FORMATS
+from fastinit.laws import EXAMPLES, Exponential, Law, Normal, TruncNormal, Uniform, examples
 
 ENGINES = ("reference", "cpu", "eager")
 FLOATS = tuple(FORMATS)
@@ -23,27 +24,24 @@ WITH_FANS = ("xavier_uniform_", "xavier_normal_", "kaiming_uniform_", "kaiming_n
 DRAWING = ("uniform_", "normal_", "trunc_normal_", *WITH_FANS, "orthogonal_", "sparse_")
 INITIALISERS = (*DRAWING, "constant_", "ones_", "zeros_", "eye_", "dirac_")
 ARGUMENTS = {"constant_": (0.5,), "sparse_": (0.5,)}  # that must be given
-# One law for each way through the arithmetic, and one for each side where there are two.
-LAWS: dict[str, Law] = {
-    "uniform": Uniform(-0.5, 1.5),
-    "uniform_inside": Uniform(-0.1, 0.3),  # where the dtype does not hold -0.1
-    "normal": Normal(0.25, 2.0),
-    "central": TruncNormal(0.0, 1.0, -2.0, 2.0),
-    "central_right": TruncNormal(0.5, 2.0, 1.5, 5.0),
-    "wide": TruncNormal(0.0, 0.02, -0.08, 0.1),
-    "wide_left": TruncNormal(0.0, 1.0, -math.inf, 0.5),
-    "wide_right": TruncNormal(1.0, 1.0, 4.5, 9.0),
-    "narrow": TruncNormal(0.0, 100.0, -2.0, 2.0),
-    "narrow_left": TruncNormal(0.0, 1.0, -3.02, -3.0),
-    "tail": TruncNormal(0.0, 1.0, 5.0, 6.0),
-    "tail_left": TruncNormal(0.0, 1.0, -math.inf, -4.5),
-}
-CASES = [(name, law, dtype) for name, law in LAWS.items() for dtype in FLOATS] + [
-    ("words", Words(), torch.int32),
-    ("narrower", TruncNormal(0.0, 1000.0, -2.0, 2.0), torch.float64),  # whose narrow intervals are narrower ones
-    # In float64 this kind is for lengths below 2e-292, where the reference engine is not exact (README, Limits).
-    *(("uniform_tiny", Uniform(0.0, 1e-38), dtype) for dtype in FLOATS if dtype is not torch.float64),
-]
+# Every example; but not lengths below 2e-292, for which the reference engine is not exact (README, Limits).
+CASES = [(name, law, dtype) for name, law, dtype in examples() if name != "uniform_tiniest"]
+LAWS = {name: example.law for name, example in EXAMPLES.items() if set(example.dtypes) >= set(FLOATS)}
+
+
+def scipys(law: Law) -> Any:
+    """The same distribution, by SciPy."""
+    if isinstance(law, Uniform):
+        return stats.uniform(law.a, law.b - law.a)
+    if isinstance(law, Normal):
+        return stats.norm(law.mean, law.std)
+    if isinstance(law, Exponential):
+        return stats.expon(scale=1 / law.rate)
+    assert isinstance(law, TruncNormal)
+    low, high = ((bound - law.centre) / law.scale for bound in (law.a, law.b))
+    return stats.truncnorm(low, high, law.centre, law.scale)
+
+
 CASE_IDS = [f"{name}-{str(dtype).removeprefix('torch.')}" for name, _, dtype in CASES]
 
 
@@ -110,13 +108,21 @@ def refuse_bounds(tensor: torch.Tensor, mean: float, std: float, a: float, b: fl
     return torch.nn.init.trunc_normal_(tensor, mean, std, a, b)
 
 
-def python(code: str, *arguments: str, **environment: str) -> str:
+def fresh_python(code: str, *arguments: str, **environment: str) -> str:
     """What a fresh Python prints for `code`; warnings are printed, not raised."""
-    variables = {**os.environ, **environment}
     command = [sys.executable, *arguments, "-c", code]
+    variables = {**os.environ, **environment}
     run = subprocess.run(command, env=variables, capture_output=True, text=True, check=False, timeout=300)
     assert run.returncode == 0, run.stderr
     return run.stdout
+
+
+def python(code: str, **environment: str) -> str:
+    """The same of a Python that has imported torch: for all that needs no switches of Python's own."""
+    assert not any(name.startswith("PYTHON") for name in environment)
+    status, printed, errors = forked.run(code, {**os.environ, **environment})
+    assert status == 0, errors
+    return printed
 
 
 class FakeCudaGenerator:

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from common import CASE_IDS, CASES, bits
 
-from fastinit import engines
-from fastinit.kernels.engine import Draw
+from fastinit.drawing import engines
+from fastinit.kernels.contract import Draw
 
 # Ends of every lane of a block and of the next, in the first blocks and far out.
 OFFSETS = [0, 15, 16, 31, 32, 47, 48, 63, 64, 79]
@@ -28,5 +28,5 @@ for case, (_, law, dtype) in zip(CASE_IDS, CASES, strict=True):
         shown[str(first)] = [format(value & (1 << 8 * dtype.itemsize) - 1, "x") for value in patterns]
     numbers = [p if isinstance(p, int) else p.hex() for p in parameters]
     golden[case] = {"kind": kind, "parameters": numbers, "offsets": OFFSETS, "bits": shown}
-text = json.dumps(golden, indent=1)
-Path(__file__).with_name("golden.json").write_text(text + "\n")
+rows = [f"{json.dumps(case)}: {json.dumps(row)}" for case, row in golden.items()]
+Path(__file__).with_name("golden.json").write_text("{\n" + ",\n".join(rows) + "\n}\n")

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastinit.kernels import exact
+from fastinit.kernels.plain import fma as exact
 
 Array = NDArray[Any]
 DTYPES: dict[str, type[np.generic]] = {"pred": np.bool_} | {

@@ -29,8 +29,8 @@ import triton
 from triton.backends.nvidia.driver import include_dirs
 from triton.compiler import CompiledKernel
 
-from fastinit.kernels import gpu
-from fastinit.kernels.engine import Draw
+from fastinit.kernels.contract import Draw
+from fastinit.kernels.gpu import engine as gpu
 
 STREAM = 0xABC0  # the current stream of device 0; each device has its own
 FAILED = 999  # CUDA_ERROR_UNKNOWN

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from common import python
+from common import fresh_python, python
 
 import fastinit
-from fastinit.kernels import cache, cpu, identity
-from fastinit.kernels.trust import Folder
+from fastinit.kernels.cpu import cache, engine as cpu, identity
+from fastinit.kernels.cpu.trust import Folder
 
 PACKAGE = Path(fastinit.__file__).parent
-KERNELS = Path(cpu.__file__).parent
+KERNELS = Path(fastinit.kernels.__file__).parent
 WORDS, NORMAL = ("words", torch.int32, "long", 0), ("normal", torch.float32, "long", 2)
 
 FIRST_CALL = """
@@ -37,9 +37,9 @@ print(json.dumps([seconds, drawn[:4].tolist(), "numba" in sys.modules]))
 
 def test_a_second_process_loads_what_the_first_compiled(tmp_path):
     """Without Numba, and less than 150 ms of work from importing fastinit to the first tensor."""
-    first = json.loads(python(FIRST_CALL, FASTINIT_CACHE_DIR=str(tmp_path)))
+    first = json.loads(fresh_python(FIRST_CALL, FASTINIT_CACHE_DIR=str(tmp_path)))
     files = sorted(path.name for path in tmp_path.iterdir())
-    seconds = [json.loads(python(FIRST_CALL, FASTINIT_CACHE_DIR=str(tmp_path))) for _ in range(3)]
+    seconds = [json.loads(fresh_python(FIRST_CALL, FASTINIT_CACHE_DIR=str(tmp_path))) for _ in range(3)]
     assert sorted(path.name for path in tmp_path.iterdir()) == files
     assert len(files) == 2  # the law's kernel and the words that check the engine
     assert min(time for time, *_ in seconds) < 0.150
@@ -49,8 +49,8 @@ def test_a_second_process_loads_what_the_first_compiled(tmp_path):
 
 def test_a_cut_or_foreign_file_is_compiled_anew(tmp_path):
     expected = json.loads(python(FIRST_CALL, FASTINIT_CACHE_DIR=str(tmp_path)))[1]
-    for damage in (lambda content: content[:-7], lambda content: b"", lambda content: b"x" * 999):
-        for path in tmp_path.iterdir():
+    for damages in ((lambda content: content[:-7], lambda content: b""), (lambda content: b"x" * 999,) * 2):
+        for path, damage in zip(sorted(tmp_path.iterdir()), damages, strict=True):
             path.write_bytes(damage(path.read_bytes()))
         assert json.loads(python(FIRST_CALL, FASTINIT_CACHE_DIR=str(tmp_path)))[1] == expected
 
@@ -59,7 +59,7 @@ def test_a_cut_or_foreign_file_is_compiled_anew(tmp_path):
 
 WRITTEN = """
 import os
-from fastinit.kernels.cache import places
+from fastinit.kernels.cpu.cache import places
 print(places().writing and places().writing.path)
 """
 
@@ -89,7 +89,7 @@ def test_cache_folders_of_odd_users(tmp_path):
 
 TELL = """
 import json, torch, warnings, fastinit
-from fastinit.kernels import cache, cpu
+from fastinit.kernels.cpu import cache, engine as cpu
 with warnings.catch_warnings(record=True) as told:
     warnings.simplefilter("always")
     fastinit.normal_(torch.empty(9))
@@ -102,9 +102,10 @@ WITHOUT_NUMBA = "import sys; sys.modules['numba'] = None\n"
 # Root may write everywhere, so it becomes somebody else, once all is imported (by compiling, too) and read for the
 # digest that this user may not read.
 AS_SOMEBODY = """
-import os, torch, fastinit.engines, fastinit.kernels.compiling, fastinit.kernels.cpu, fastinit.kernels.cache as cache
+import os, torch, fastinit.drawing.engines
+from fastinit.kernels.cpu import cache, compile, engine
 cache.common_digest(), cache.maker()
-fastinit.kernels.compiling.compile_kernel("words", torch.int32, "rows", 0)
+compile.compile_kernel("words", torch.int32, "rows", 0)
 if os.geteuid() == 0:
     os.setgid(65534)
     os.setuid(65534)
@@ -145,9 +146,9 @@ def test_kernels_on_disk_need_no_numba(image):
 
 
 def test_without_numba_and_kernels_there_is_no_cpu_engine(tmp_path):
-    code = WITHOUT_NUMBA + "import fastinit; print(fastinit.engines.load('cpu'))"
+    code = WITHOUT_NUMBA + "import fastinit; print(fastinit.drawing.engines.load('cpu'))"
     shown = python(code, FASTINIT_CACHE_DIR=str(tmp_path))
-    assert shown.startswith("ImportError: Numba cannot compile the kernel words_int32_long here")
+    assert shown.startswith("Numba cannot compile the kernel words_int32_long here")
     assert "numba" in shown.partition("here")[2]
 
 
@@ -156,15 +157,15 @@ def test_each_numba_has_kernels_of_its_own_and_no_numba_takes_any(tmp_path, monk
     monkeypatch.setattr(cache, "places", lambda: cache.Places((folder,), folder, {}))
     for made, code in (("bbbb", b"newer"), ("aaaa", b"older")):
         monkeypatch.setattr(cache, "maker", lambda made=made: made)
-        assert cache.read("normal", 2) is None
-        cache.write("normal", 2, code)
-        assert cache.read("normal", 2) == code
+        assert cache.read("normal", "2") is None
+        cache.write("normal", "2", code)
+        assert cache.read("normal", "2") == code
     monkeypatch.setattr(cache, "maker", lambda: None)
-    assert cache.read("normal", 2) == b"older"
-    assert cache.read("normal", 3) is None
-    (tmp_path / f"{cache.stem_of('normal', 2)}.aaaa.kernel").write_bytes(b"cut")
-    assert cache.read("normal", 2) == b"newer"
-    cache.write("normal", 9, b"code")  # whose maker is unknown
+    assert cache.read("normal", "2") == b"older"
+    assert cache.read("normal", "3") is None
+    (tmp_path / f"{cache.stem_of('normal', '2')}.aaaa.kernel").write_bytes(b"cut")
+    assert cache.read("normal", "2") == b"newer"
+    cache.write("normal", "9", b"code")  # whose maker is unknown
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -182,15 +183,35 @@ def test_an_edit_of_the_arithmetic_leaves_no_stale_kernel(tmp_path):
     code = f"import sys; sys.path.insert(0, {str(root)!r})\n" + FIRST_CALL + "\nprint(fastinit.__file__)"
     before, file = python(code, FASTINIT_CACHE_DIR=str(place)).splitlines()
     assert Path(file).is_relative_to(root)
-    arithmetic = root / "fastinit" / "kernels" / "arithmetic.py"
+    arithmetic = root / "fastinit" / "kernels" / "arithmetic" / "transforms.py"
     text = arithmetic.read_text()
-    edited = text.replace(
-        "return fma(radius, c, mean), fma(radius, s, mean)", "return fma(radius, s, mean), fma(radius, c, mean)"
-    )
+    edited = text.replace("return where(swap, s, c), where(swap, c, s)", "return where(swap, c, s), where(swap, s, c)")
     assert edited != text
     arithmetic.write_text(edited)
     after = python(code, FASTINIT_CACHE_DIR=str(place)).splitlines()[0]
     assert json.loads(before)[1] != json.loads(after)[1]
+
+
+def test_an_edit_of_a_law_s_helper_compiles_that_law_s_kernels_anew(tmp_path):
+    root, place = copied_package(tmp_path / "copy"), tmp_path / "cache"
+    code = f"""
+import sys; sys.path.insert(0, {str(root)!r})
+import json, torch, fastinit
+from fastinit.kernels.cpu.engine import origins
+counts = []
+for draw in (fastinit.normal_, fastinit.uniform_, fastinit.trunc_normal_):
+    draw(torch.empty(999))
+    counts.append(origins["compiled"])
+print(json.dumps(counts))
+"""
+    first = json.loads(python(code, FASTINIT_CACHE_DIR=str(place)))
+    assert first == [2, 3, 4]  # the words that check the engine, and one kernel each
+    law = root / "fastinit" / "laws" / "truncated_normal.py"
+    edited = law.read_text().replace("left = high <= split", "left = high < split")
+    assert edited != law.read_text()
+    law.write_text(edited)
+    again = json.loads(python(code, FASTINIT_CACHE_DIR=str(place)))
+    assert again == [0, 0, 1]
 
 
 def compiled_to(root: Path) -> Path:
@@ -220,7 +241,7 @@ SHIPMENTS = {
 def test_packages_without_sources_keep_kernels(tmp_path, ship):
     shipped = ship(copied_package(tmp_path / "copy"))
     code = f"import sys; sys.path.insert(0, {str(shipped)!r})\n" + FIRST_CALL
-    code += "from fastinit.kernels.cpu import origins; print(fastinit.__file__, dict(origins))"
+    code += "from fastinit.kernels.cpu.engine import origins; print(fastinit.__file__, dict(origins))"
     place = str(tmp_path / "cache")
     assert python(code, FASTINIT_CACHE_DIR=place).endswith("{'compiled': 2}\n")
     last = python(code, FASTINIT_CACHE_DIR=place).splitlines()[-1]
@@ -234,7 +255,7 @@ import torch
 import fastinit
 
 weight = fastinit.normal_(torch.empty(4), stream=fastinit.Stream(5), fast=True)
-names = [fastinit.engines.load(name).name for name in ("cpu", "eager", "reference")]
+names = [fastinit.drawing.engines.load(name).name for name in ("cpu", "eager", "reference")]
 print(sys.frozen, names, weight.tolist())
 """
 
@@ -289,7 +310,7 @@ def test_an_edit_of_any_module_is_seen(tmp_path, ship):
 
 
 def test_the_digest_covers_every_module_of_the_package():
-    package = sys.modules[cache.__package__].__spec__
+    package = fastinit.kernels.__spec__
     names = {spec.name for spec in identity.specs_in(package)}
     files = {path.relative_to(KERNELS).with_suffix("") for path in KERNELS.rglob("*.py")}
     assert names == {".".join((package.name, *(part for part in path.parts if part != "__init__"))) for path in files}
@@ -297,7 +318,7 @@ def test_the_digest_covers_every_module_of_the_package():
 
 FROZEN = """
 from importlib.machinery import ModuleSpec
-from fastinit.kernels import identity
+from fastinit.kernels.cpu import identity
 class Frozen:
     def __init__(self, text): self.text = text
     def get_code(self, name): return compile(self.text, "here", "exec")
@@ -314,7 +335,7 @@ def f(x, *, y=0.0):
 
 def test_code_without_a_file_is_told_apart_by_what_it_does():
     code = FROZEN + f"import hashlib; print(hashlib.sha256(content({SAMPLE!r})).hexdigest())"
-    assert len({python(code, PYTHONHASHSEED=seed) for seed in ("1", "2")}) == 1
+    assert len({fresh_python(code, PYTHONHASHSEED=seed) for seed in ("1", "2")}) == 1
     scope: dict = {}
     exec(FROZEN, scope)
     content = scope["content"]
@@ -361,7 +382,7 @@ with warnings.catch_warnings(record=True) as told:
     warnings.simplefilter("always")
     for _ in range(2):
         drawn = fastinit.normal_(torch.empty(99), stream=fastinit.Stream(5))
-print(json.dumps([drawn.tolist(), [str(w.message) for w in told], str(fastinit.engines.load("cpu"))]))
+print(json.dumps([drawn.tolist(), [str(w.message) for w in told], str(fastinit.drawing.engines.load("cpu"))]))
 """
     first = "import torch, fastinit; fastinit.bits_(torch.empty(9, dtype=torch.int32))\n" if late else ""
     shown, told, engine = json.loads(python(first + LOCK_DOWN + draw, FASTINIT_CACHE_DIR=str(image)))
@@ -372,7 +393,7 @@ print(json.dumps([drawn.tolist(), [str(w.message) for w in told], str(fastinit.e
 
 
 def test_doctor_says_that_memory_may_not_be_made_executable(can_lock_down):
-    shown = " ".join(python(LOCK_DOWN + "from fastinit.cli import main; main(['doctor'])").split())
+    shown = " ".join(python(LOCK_DOWN + "from fastinit.commands.cli import main; main(['doctor'])").split())
     assert "executable memory refused: " in shown
     assert "in a systemd unit: MemoryDenyWriteExecute=no" in shown
     assert "force-reinstall" not in shown

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastinit.kernels import coefficients
+from fastinit.kernels.arithmetic import coefficients
 
 SCRIPT = Path(__file__).parents[1] / "bench" / "coefficients.py"
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
+import os
 
+import forked
 import numpy as np
 import pytest
 import torch
 from common import same_bits
 
 import fastinit
-from fastinit import Stream, engines
+from fastinit import Stream
+from fastinit.drawing import engines
 
 
 def is_torchs(tensor: torch.Tensor, **keywords) -> bool:
@@ -130,13 +131,12 @@ def test_flag_refuses_what_is_no_tensor(target, error):
         fastinit.flag(target, False)
 
 
-def in_process(environment: str | None, code: str) -> subprocess.CompletedProcess[str]:
-    import os
-
+def in_process(environment: str | None, code: str) -> tuple[str, str]:
+    """What it prints, and its errors."""
     variables = {k: v for k, v in os.environ.items() if k != "FASTINIT"}
     if environment is not None:
         variables["FASTINIT"] = environment
-    return subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=False)
+    return forked.run(code, variables)[1:]
 
 
 COMPARE = """
@@ -152,18 +152,18 @@ print(torch.equal(ours, theirs))
     [(None, "", False), ("0", "", True), ("0", ", fast=True", False), ("1", "", False), ("", "", False)],
 )
 def test_the_environment(environment, keywords, torchs):
-    run = in_process(environment, COMPARE.format(keywords))
-    assert run.stdout.strip() == str(torchs), run.stderr
+    printed, errors = in_process(environment, COMPARE.format(keywords))
+    assert printed.strip() == str(torchs), errors
 
 
 def test_the_environment_of_one_insists():
-    run = in_process("1", "import torch, fastinit; fastinit.normal_(torch.empty(4, dtype=torch.complex64))")
-    assert "RuntimeError: fast=True cannot be kept" in run.stderr
+    errors = in_process("1", "import torch, fastinit; fastinit.normal_(torch.empty(4, dtype=torch.complex64))")[1]
+    assert "RuntimeError: fast=True cannot be kept" in errors
 
 
 def test_the_environment_refuses_other_values():
-    run = in_process("fast", "import fastinit")
-    assert "FASTINIT is 0 (torch.nn.init), 1 (compiled or an error) or unset, got 'fast'" in run.stderr
+    errors = in_process("fast", "import fastinit")[1]
+    assert "FASTINIT is 0 (torch.nn.init), 1 (compiled or an error) or unset, got 'fast'" in errors
 
 
 @pytest.mark.parametrize("name", ["reference", "cpu", "eager"])

@@ -7,9 +7,9 @@ import types
 import numpy as np
 import pytest
 
-tiles = pytest.importorskip("fastinit.kernels.tiles", reason="needs Triton")
+tiles = pytest.importorskip("fastinit.kernels.gpu.tiles", reason="needs Triton")
 
-from fastinit.kernels.reference import fma_32  # noqa: E402
+from fastinit.kernels.plain.reference import fma_32  # noqa: E402
 
 RSQRT_ERROR = 2.0**-22.9  # relative; the PTX ISA's figure for rsqrt.approx.f32
 

@@ -1,6 +1,6 @@
 """The GPU kernels' machine code: no spills, nothing shared, the widest stores, and no operation that nobody asked for.
 
-Every variant for sm_90; a choice of them for the other targets, all of them where `slow` tests run.
+Every kernel that writes whole tiles, for sm_90; a choice of the others, and for other targets. All in `slow` tests.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
-from fastinit.kernels import gpu
-from fastinit.kernels.arithmetic import bind
-from fastinit.kernels.engine import block_size, lanes_in_block, sample_lanes
-from fastinit.kernels.formats import FORMATS, WIDTHS
-from fastinit.kernels.gpu import OUTER, Variant
-from fastinit.laws import EVERY_KIND
+from fastinit.kernels.arithmetic.bind import Arithmetic
+from fastinit.kernels.contract import block_size, lanes_in_block, sample_lanes
+from fastinit.kernels.dtypes import WIDTHS
+from fastinit.kernels.gpu import engine as gpu
+from fastinit.kernels.gpu.engine import OUTER, Variant
+from fastinit.laws import examples
 
 sass = benches.load("sass")
 if gpu.INTERPRETED:
@@ -40,13 +40,14 @@ TARGETS = {
 }
 KINDS = {(kind, dtype): len(p) for _, law, dtype in CASES for kind, p in [law.parameters(dtype)]}
 VARIANTS = [Variant(kind, dtype, n, outer) for (kind, dtype), n in KINDS.items() for outer in (None, 0, OUTER)]
-CHOSEN = (torch.float32, torch.bfloat16, torch.int32)
 ONCE = Variant("truncated_central", torch.bfloat16, KINDS["truncated_central", torch.bfloat16], 3)
 EVERYTHING = [(name, variant) for name in TARGETS for variant in VARIANTS]
 USUAL = [
     (name, variant)
     for name, variant in EVERYTHING
-    if name == "sm_90" or variant == ONCE or (variant.outer is None and variant.dtype in CHOSEN)
+    if variant == ONCE
+    or (name == "sm_90" and (variant.outer is None or variant.dtype is torch.float32))
+    or (variant.outer is None and variant.dtype is torch.bfloat16)
 ]
 # Memory of a block or of a thread's own, loads, and whatever lets threads wait for each other or pass values on.
 FORBIDDEN = frozenset({
@@ -130,7 +131,7 @@ def asked(variant: Variant, target: GPUTarget) -> int:
     graph, width = Graph(), WIDTHS[variant.dtype]
     words = [graph.node("word", k) for k in range(4)]
     parameters = [graph.node("parameter", k) for k in range(variant.parameters)]
-    sample_lanes(bind(graph.primitives(), width), width, variant.kind, words, parameters)
+    sample_lanes(Arithmetic(graph.primitives(), width), variant.kind, words, parameters)
     operations = Counter(key[0] for key in graph)
     counters = elements(variant, target) // lanes_in_block(width)
     return counters * (operations["fma"] + operations["sqrt"] * ROOT[target.backend, width])
@@ -237,7 +238,7 @@ def test_machine_code_of_all_the_rest(name, variant):
 
 
 def test_every_kind_is_compiled_in_every_dtype():
-    kinds = {(law.parameters(dtype)[0], dtype) for law in EVERY_KIND for dtype in FORMATS}
+    kinds = {(law.parameters(dtype)[0], dtype) for _, law, dtype in examples()}
     assert kinds - {("uniform_tiny", torch.float64)} <= set(KINDS)  # which common.CASES says why it leaves out
 
 

@@ -23,10 +23,11 @@ import ptx
 from rehearsal import SCRATCH
 from triton.backends.compiler import GPUTarget
 
-from fastinit.kernels import gpu, tiles
-from fastinit.kernels.engine import Draw, block_size, row_major
-from fastinit.kernels.formats import FORMATS, WIDTHS
-from fastinit.kernels.reference import ReferenceEngine
+from fastinit.kernels.contract import Draw, block_size
+from fastinit.kernels.dtypes import FORMATS, WIDTHS
+from fastinit.kernels.gpu import engine as gpu, tiles
+from fastinit.kernels.plain.reference import ReferenceEngine
+from fastinit.kernels.runs import row_major
 from fastinit.laws import Law, Normal, TruncNormal
 
 pytestmark = pytest.mark.skipif(tiles.INTERPRETED, reason="Triton compiles nothing while it interprets")

@@ -13,11 +13,13 @@ from common import CASE_IDS, CASES, FLOATS, LAWS, name_of, same_bits
 pytest.importorskip("triton", reason="needs Triton")
 
 import fastinit
-from fastinit import Stream, engines, fill
-from fastinit.kernels.cpu import CpuEngine
-from fastinit.kernels.engine import Draw, row_major
-from fastinit.kernels.gpu import GpuEngine
-from fastinit.kernels.reference import ReferenceEngine
+from fastinit import Stream
+from fastinit.drawing import engines, quick as quick_path
+from fastinit.kernels.contract import Draw
+from fastinit.kernels.cpu.engine import CpuEngine
+from fastinit.kernels.gpu.engine import GpuEngine
+from fastinit.kernels.plain.reference import ReferenceEngine
+from fastinit.kernels.runs import row_major
 from fastinit.laws import Law, Words
 
 pytestmark = [
@@ -245,15 +247,15 @@ def test_a_device_that_is_not_the_current_one():
 @pytest.fixture
 def quick(monkeypatch) -> list[object]:
     """The laws that took the GPU's short way, none of which is known at first."""
-    seen: list[object] = []
+    seen, right = [], quick_path.fill
 
-    def watched(tensor, key, *source):
-        done = fill.fill_quickly(tensor, key, *source)
-        seen.extend([key[0]] * (done and tensor.is_cuda))
+    def watched(name, tensor, *arguments, **keywords):
+        done = right(name, tensor, *arguments, **keywords)
+        seen.extend([name] * (done and tensor.is_cuda))
         return done
 
-    monkeypatch.setattr(fill, "gpu_plans", {})
-    monkeypatch.setattr(fastinit.init, "fill_quickly", watched)
+    monkeypatch.setattr(quick_path, "gpu_plans", {})
+    monkeypatch.setattr(quick_path, "fill", watched)
     return seen
 
 
@@ -267,8 +269,8 @@ def test_the_short_way_is_taken_from_the_second_call_on_and_draws_the_same(name,
         assert same_bits(drawn[0].cpu(), drawn[1].cpu())
         with fastinit.use_engine("cpu"):
             assert same_bits(drawn[1].cpu(), function(torch.empty(shape, dtype=dtype), stream=STREAM))
-    shapes = len(SIZES)  # xavier_uniform_ has another law for each
-    assert len(quick) == (shapes if name == "xavier_uniform_" else 2 * shapes - 1)
+    shapes = len(SIZES)  # each is new to those that ask for it
+    assert len(quick) == (shapes if name in ("xavier_uniform_", "kaiming_normal_") else 2 * shapes - 1)
 
 
 def test_the_short_way_has_the_guards_and_side_effects_of_the_long_one(quick):
@@ -302,7 +304,7 @@ def test_who_was_not_found_right_has_no_short_way(quick, monkeypatch):
     monkeypatch.setattr(engines, "capturing", lambda device: True)
     for _ in range(2):
         fastinit.normal_(torch.empty(9, device=DEVICE))
-    assert fill.gpu_plans == {}
+    assert quick_path.gpu_plans == {}
     assert not quick
 
 

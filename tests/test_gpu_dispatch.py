@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import fastinit
-from fastinit import doctor, engines
+from fastinit.commands import doctor
+from fastinit.drawing import engines, tell
 from fastinit.laws import Normal
 
 CUDA = torch.device("cuda", 0)
@@ -55,7 +56,7 @@ def gpu(monkeypatch):
         return engine
 
     monkeypatch.setattr(engines, "trials", {})
-    monkeypatch.setattr(engines, "_told", set())
+    monkeypatch.setattr(tell, "told", set())
     monkeypatch.setattr(engines, "capturing", lambda device: False)
     return install
 
@@ -121,7 +122,7 @@ def test_fill_tells_the_choice_which_law_it_is(gpu, monkeypatch):
     choose = engines.choose
     monkeypatch.setattr(engines, "choose", lambda *arguments: seen.append(arguments[1:]) or choose(*arguments))
     fastinit.normal_(torch.empty(4), std=2.0, fast=True)
-    assert seen == [(True,), (True, ("normal", (0.0, 2.0)))]
+    assert seen == [(True, ("normal", (0.0, 2.0)))]
 
 
 def test_the_gpu_engine_refuses_memory_of_the_cpu():
@@ -149,7 +150,7 @@ warnings.simplefilter("error")
 sys.modules["triton"] = None
 import torch, fastinit
 fastinit.normal_(torch.empty(3))
-from fastinit import engines, doctor
+from fastinit.drawing import engines; from fastinit.commands import doctor
 assert "triton" in engines.load("gpu"), engines.load("gpu")
 assert dict(doctor.engine_facts())["gpu"].startswith("does not work: ModuleNotFoundError")
 """
@@ -162,7 +163,7 @@ def test_a_machine_without_triton_hears_nothing_of_it():
 
 def test_importing_the_engine_without_a_driver_is_silent():
     pytest.importorskip("triton", reason="needs Triton")
-    code = "import fastinit.kernels.gpu, sys; assert 'fastinit.kernels.tiles' in sys.modules"
+    code = "import fastinit.kernels.gpu.engine, sys; assert 'fastinit.kernels.gpu.tiles' in sys.modules"
     run = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
 

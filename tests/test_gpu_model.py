@@ -12,7 +12,7 @@ import torch
 
 pytest.importorskip("triton.backends.nvidia", reason="needs Triton's compiler for CUDA")
 
-from fastinit.kernels import gpu
+from fastinit.kernels.gpu import engine as gpu
 
 sass, model = benches.load("sass"), benches.load("gpu_model")
 H100 = model.target_of(90)

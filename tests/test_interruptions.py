@@ -14,10 +14,10 @@ import time
 import weakref
 
 import pytest
-from common import python
+from common import fresh_python, python
 from interruptions import Interrupter, instrumented
 
-from fastinit.kernels import threads
+from fastinit.kernels.cpu import jobs as threads
 
 PIECES, THREADS, WORK = 4, 3, 0.0005  # seconds a piece
 PATIENCE = 20  # seconds after which a deadlock is one
@@ -165,8 +165,8 @@ class Nest(importlib.abc.MetaPathFinder):  # a fill in the middle of these impor
 
 sys.meta_path.insert(0, Nest())
 outer = fastinit.normal_(torch.empty(50), stream=stream)
-from fastinit import engines
-from fastinit.kernels import cpu
+from fastinit.drawing import engines
+from fastinit.kernels.cpu import engine as cpu
 print(len(nested) // 2, dict(cpu.failures), engines.load("cpu").name)
 values = [values for _, values in nested if values]
 print(all(each == fastinit.trunc_normal_(torch.empty(50), stream=stream, fast=True).tolist() for each in values))
@@ -176,11 +176,11 @@ print(all(each == fastinit.trunc_normal_(torch.empty(50), stream=stream, fast=Tr
 def test_a_fill_while_its_thread_sets_up_an_engine(tmp_path):
     """The eager engine draws meanwhile; neither Numba nor what is known of it is harmed."""
     modules = (
-        "fastinit.kernels.cpu",
-        "fastinit.kernels.native",
+        "fastinit.kernels.cpu.engine",
+        "fastinit.kernels.cpu.native",
         "numba.core",
         "numba.core.compiler",
-        "fastinit.kernels.loops",
+        "fastinit.kernels.cpu.loops",
     )
     command = [sys.executable, "-c", SETTING_UP, *modules]
     surroundings = os.environ | {"FASTINIT_CACHE_DIR": str(tmp_path)}
@@ -234,7 +234,7 @@ def test_a_closed_job_holds_no_memory():
 
 LATE = """
 import signal, sys, torch, fastinit
-from fastinit.kernels import threads
+from fastinit.kernels.cpu import jobs as threads
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job may have inherited that it is ignored
 torch.set_num_threads(2)
@@ -329,7 +329,7 @@ FORK = """
 import os, sys, threading, time
 sys.path.insert(0, {tests!r})
 from interruptions import Interrupter, instrumented
-from fastinit.kernels import native
+from fastinit.kernels.cpu import native
 
 sys.unraisablehook = lambda _: None  # where Python sends what a hook raises
 interrupter = Interrupter()
@@ -380,6 +380,6 @@ for number in range(points):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_an_interruption_in_the_fork_hooks_locks_nobody_out():
-    first, points, *hanging = python(FORK.format(tests=os.path.dirname(__file__)), "-W", "ignore").splitlines()
+    first, points, *hanging = fresh_python(FORK.format(tests=os.path.dirname(__file__)), "-W", "ignore").splitlines()
     assert (first, hanging) == ("True", [])
     assert int(points) > 10

@@ -11,9 +11,11 @@ from common import CASE_IDS, CASES, ENGINES, FLOATS, LAWS, bits, name_of, same_b
 from hypothesis import given, strategies as st
 
 import fastinit
-from fastinit import Stream, engines
-from fastinit.kernels import cpu
-from fastinit.kernels.engine import Draw, row_major
+from fastinit import Stream
+from fastinit.drawing import engines
+from fastinit.kernels.contract import Draw
+from fastinit.kernels.cpu import engine as cpu
+from fastinit.kernels.runs import row_major
 from fastinit.laws import Normal, Words
 
 STREAM = Stream(20, 26)

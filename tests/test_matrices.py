@@ -10,9 +10,10 @@ from common import FLOAT8, FLOATS, name_of, same_bits
 from scipy import stats
 
 import fastinit
-from fastinit import Stream, matrices
-from fastinit.kernels.formats import FORMATS
-from fastinit.matrices import reflections
+from fastinit import Stream
+from fastinit.initialisers import matrices
+from fastinit.initialisers.matrices import reflections
+from fastinit.kernels.dtypes import FORMATS
 
 ALPHA = 1e-4
 

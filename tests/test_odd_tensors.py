@@ -18,8 +18,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastinit
-from fastinit import flags
-from fastinit.ways import KERNELS, QUICK, TORCH, way
+from fastinit.drawing import flags, quick
+from fastinit.drawing.route import COMPILED, KERNELS, TORCH, way
 
 
 class Quiet(torch.Tensor):
@@ -64,7 +64,8 @@ def without_memory() -> torch.Tensor:
     return tensor
 
 
-ENGINES = (QUICK, KERNELS)
+QUICK = "the fast path"
+ENGINES = (QUICK, KERNELS, COMPILED)
 # A maker for each kind, and who serves it; None where an error says that nobody can.
 KINDS: dict[str, tuple[Callable[[], torch.Tensor], Any]] = {
     "plain": (matrix, ENGINES),
@@ -112,9 +113,13 @@ def made(kind: str) -> torch.Tensor:
         return KINDS[kind][0]()
 
 
+def who_serves(tensor: Any) -> Any:
+    return QUICK if quick.is_ordinary(tensor, None, None, None) else way(tensor, None, None, None)
+
+
 def served(kind: str) -> Any:
     try:
-        by = way(made(kind), None, None, None)
+        by = who_serves(made(kind))
     except RuntimeError:
         return None
     return ENGINES if by in ENGINES else by
@@ -179,11 +184,11 @@ def test_one_flag_makes_nobody_else_slow(monkeypatch):
     fastinit.flag(flagged[:4], False)
     assert flags.in_use
     for tensor in (torch.empty(4), nn.Parameter(torch.empty(4)), storage[4:], flagged[4:], flagged):
-        assert way(tensor, None, None, None) is QUICK
+        assert who_serves(tensor) is QUICK
     for tensor in (flagged[:4], flagged[:4].detach(), nn.Parameter(flagged[:4])):
-        assert way(tensor, None, None, None) is TORCH
+        assert who_serves(tensor) is TORCH
     fastinit.flag(flagged[:4], None)
-    assert way(flagged[:4], None, None, None) is QUICK
+    assert who_serves(flagged[:4]) is QUICK
 
 
 def test_the_memory_s_flag_stays_when_the_memory_moves(monkeypatch):
@@ -193,20 +198,20 @@ def test_the_memory_s_flag_stays_when_the_memory_moves(monkeypatch):
     fastinit.flag(shared, False)
     fastinit.flag(tensor, False)
     shared.share_memory_()
-    assert way(shared.data, None, None, None) is TORCH
+    assert who_serves(shared.data) is TORCH
     tensor.untyped_storage().resize_(0)
     others = [torch.zeros(64) for _ in range(8)]  # one of them may lie where the flagged one lay
     tensor.untyped_storage().resize_(256)
-    assert way(tensor.data, None, None, None) is TORCH
+    assert who_serves(tensor.data) is TORCH
     del tensor
-    assert {way(other, None, None, None) for other in (*others, torch.zeros(64))} == {QUICK}
+    assert {who_serves(other) for other in (*others, torch.zeros(64))} == {QUICK}
 
 
 def test_the_environment_decides_about_every_tensor(monkeypatch):
     monkeypatch.setattr(flags, "in_use", True)
-    for default, by in ((False, TORCH), (True, KERNELS), (None, QUICK)):
+    for default, by in ((False, TORCH), (True, COMPILED), (None, QUICK)):
         monkeypatch.setattr(flags, "default", default)
-        assert way(torch.empty(4), None, None, None) is by
+        assert who_serves(torch.empty(4)) is by
 
 
 # --- no tensors at all ---------------------------------------------------------------------------

@@ -19,7 +19,7 @@ import torch
 from ptx_opcodes import BITS, OPCODES, REAL, RSQRT_ERROR, SHORT_AND_WHOLE, WHOLE
 from ptx_tiny import FILES, ran
 
-from fastinit.kernels.formats import FORMATS
+from fastinit.kernels.dtypes import FORMATS
 
 # --- numbers of each type ----------------------------------------------------------------------
 

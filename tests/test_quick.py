@@ -11,7 +11,8 @@ from common import FLOATS, bits, name_of, python, same_bits
 from torch import nn
 
 import fastinit
-from fastinit import Stream, fill, ways
+from fastinit import Stream
+from fastinit.drawing import quick, route
 
 CALLS = {
     "uniform_": (-0.5, 1.5),
@@ -27,15 +28,15 @@ CALLS = {
 @pytest.fixture(autouse=True)
 def quick_fills(monkeypatch):
     """No plans at first; a list of what took the short way."""
-    monkeypatch.setattr(fill, "plans", {})
-    seen = []
+    monkeypatch.setattr(quick, "plans", {})
+    seen, right = [], quick.fill
 
-    def watched(tensor, key, *source):
-        done = fill.fill_quickly(tensor, key, *source)
-        seen.extend([key] * done)
+    def watched(name, *arguments, **keywords):
+        done = right(name, *arguments, **keywords)
+        seen.extend([name] * done)
         return done
 
-    monkeypatch.setattr(fastinit.init, "fill_quickly", watched)
+    monkeypatch.setattr(quick, "fill", watched)
     return seen
 
 
@@ -73,7 +74,7 @@ def test_autograd_hears_of_a_quick_fill(quick_fills):
 
 def test_a_large_tensor_takes_the_long_way(quick_fills):
     fastinit.normal_(torch.empty(4))
-    most = next(iter(fill.plans.values())).most
+    most = next(iter(quick.plans.values())).most
     fastinit.normal_(torch.empty(most + 1))
     assert not quick_fills
     fastinit.normal_(torch.empty(most))
@@ -101,19 +102,14 @@ def test_no_elements_are_no_work():
     ids=["strided", "complex", "negated", "sparse", "mkldnn", "meta", "zero", "uninitialised", "list"],
 )
 def test_what_is_out_of_the_ordinary_is_looked_at_twice(tensor):
-    looked: list[object] = []
-    try:
-        looked.append(ways.way(tensor, None, None, None))
-    except Exception as error:  # torch's own, or ours
-        looked.append(error)
-    assert looked != [ways.QUICK]
+    assert not quick.is_ordinary(tensor, None, None, None)
 
 
 def test_what_is_ordinary_is_not():
     """The control: the same question about plain tensors."""
     for tensor in (torch.empty(4), nn.Parameter(torch.empty(2, 3)), torch.empty(9)[3:]):
-        assert ways.way(tensor, None, None, None) is ways.QUICK
-        assert ways.way(tensor, torch.default_generator, None, None) is ways.QUICK
+        assert quick.is_ordinary(tensor, None, None, None)
+        assert quick.is_ordinary(tensor, torch.default_generator, None, None)
 
 
 @pytest.mark.parametrize("offset", [0, 3])
@@ -151,7 +147,8 @@ def test_nested_tensors_are_left_to_torch():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         nested = torch.nested.nested_tensor([torch.zeros(600_000), torch.zeros(4)])
-    assert ways.way(nested, None, None, None) is ways.TORCH
+    assert not quick.is_ordinary(nested, None, None, None)
+    assert route.way(nested, None, None, None) is route.TORCH
     fastinit.normal_(nested)
 
 
@@ -185,8 +182,8 @@ def test_flags_environment_and_engines_are_obeyed_after_a_plan(monkeypatch, quic
         fastinit.normal_(torch.empty(4))
     fastinit.normal_(torch.empty(4), fast=False)
     fastinit.normal_(torch.empty(4), fast=True)
-    monkeypatch.setattr(fastinit.flags, "in_use", True)
-    monkeypatch.setattr(fastinit.flags, "default", True)
+    monkeypatch.setattr(fastinit.drawing.flags, "in_use", True)
+    monkeypatch.setattr(fastinit.drawing.flags, "default", True)
     fastinit.normal_(torch.empty(4))
     assert not quick_fills
 
@@ -238,7 +235,7 @@ def test_a_warning_comes_every_time(quick_fills):
 
 
 def test_plans_do_not_pile_up(monkeypatch):
-    monkeypatch.setattr(fill, "MOST_PLANS", 3)
+    monkeypatch.setattr(quick, "MOST_PLANS", 3)
     for std in range(1, 10):
         fastinit.normal_(torch.empty(2), 0.0, std)
-        assert len(fill.plans) <= 3
+        assert len(quick.plans) <= 3

@@ -14,7 +14,8 @@ import torch
 from common import FakeCudaGenerator, same_bits
 
 import fastinit
-from fastinit import Stream, engines, streams
+from fastinit import Stream
+from fastinit.drawing import engines, streams, tell
 
 CALLS = {
     "uniform_": (), "normal_": (), "trunc_normal_": (), "xavier_normal_": (), "kaiming_uniform_": (),
@@ -60,7 +61,7 @@ def device(monkeypatch):
     """Call it with the CPU's seed and the device's; hands out the device's generator."""
     for owner, name in ((torch.cuda, "default_generators"), (engines, "load"), (engines, "trial")):
         monkeypatch.setattr(owner, name, getattr(owner, name))  # to be put back
-    monkeypatch.setattr(streams, "_told", set())
+    monkeypatch.setattr(tell, "told", set())
     monkeypatch.setattr(streams, "has_other_ranks", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False, raising=False)
     return install

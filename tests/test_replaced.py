@@ -15,7 +15,8 @@ from torch import nn
 
 import fastinit
 import fastinit.init as init
-from fastinit import Stream, originals
+from fastinit import Stream
+from fastinit.drawing import originals
 
 SHAPES = {"dirac_": (4, 4, 3)}
 HELPERS = ("_no_grad_uniform_", "_no_grad_normal_", "_no_grad_trunc_normal_", "_no_grad_fill_", "_no_grad_zero_")
@@ -87,16 +88,16 @@ def test_layers_are_made_with_ours_in_torchs_place(names):
 
 
 def test_ours_in_torchs_place_are_as_quick(monkeypatch):
-    seen = []
+    seen, right = [], fastinit.drawing.quick.fill
 
-    def watched(*arguments):
-        seen.append(fastinit.fill.fill_quickly(*arguments))
+    def watched(*arguments, **keywords):
+        seen.append(right(*arguments, **keywords))
         return seen[-1]
 
-    monkeypatch.setattr(init, "fill_quickly", watched)
+    monkeypatch.setattr(fastinit.drawing.quick, "fill", watched)
     fastinit.normal_(torch.empty(4))
     put_ours(ALL)
-    assert fastinit.ways.way(torch.empty(4), None, None, None, "normal_") is fastinit.ways.QUICK
+    assert fastinit.drawing.quick.is_ordinary(torch.empty(4), None, None, None, "normal_")
     torch_init.normal_(torch.empty(4))
     assert seen[-1]
 
@@ -316,7 +317,7 @@ torch_init.normal_ = original
 for _ in range(3):
     assert torch.equal(drawn(fastinit.normal_, fast=False), torchs)
     assert not torch.equal(drawn(fastinit.normal_), torchs)
-assert fastinit.ways.way(torch.empty(4), None, None, None, "normal_") is fastinit.ways.QUICK
+assert fastinit.drawing.quick.is_ordinary(torch.empty(4), None, None, None, "normal_")
 torch_init.normal_ = fastinit.normal_
 assert torch.equal(drawn(fastinit.normal_, fast=False), torchs)
 """)
@@ -337,7 +338,7 @@ def test_tracing_by_dynamo_needs_no_break(in_use, monkeypatch):
     def noise(x):
         return fastinit.normal_(torch.empty_like(x)) + x
 
-    monkeypatch.setattr(fastinit.flags, "in_use", in_use)
+    monkeypatch.setattr(fastinit.drawing.flags, "in_use", in_use)
     torch.compiler.reset()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -14,20 +14,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from common import python, same_bits
+from common import fresh_python, python, same_bits
 
 import fastinit
-from fastinit import Stream, engines
-from fastinit.kernels import cpu, threads
-from fastinit.kernels.engine import Draw
-from fastinit.kernels.pages import advise_huge_pages, setting
+from fastinit import Stream
+from fastinit.drawing import engines
+from fastinit.kernels import staged as staged_module
+from fastinit.kernels.contract import Draw
+from fastinit.kernels.cpu import engine as cpu, jobs as threads
+from fastinit.kernels.cpu.pages import advise_huge_pages, setting
 
 PACKAGE = Path(fastinit.__file__).parent
-KERNELS = Path(cpu.__file__).parent
+KERNELS = Path(fastinit.kernels.__file__).parent
 
 
 def test_import_is_light():
-    """Neither numba nor triton, and less than 50 ms of work on top of torch (the median of five)."""
+    """Neither numba nor triton, and less than 50 ms of work on top of torch (the median of three)."""
     code = """
 import json, sys, time
 import torch
@@ -38,9 +40,10 @@ seconds = time.process_time() - start
 new = {name.split(".")[0] for name in set(sys.modules) - before}
 print(json.dumps([seconds, sorted(new & {"numba", "llvmlite", "triton", "rich", "tqdm", "matplotlib", "scipy"})]))
 """
-    runs = [json.loads(python(code)) for _ in range(5)]
+    # With bytecode on disk, as installed packages have it.
+    runs = [json.loads(fresh_python(code, PYTHONDONTWRITEBYTECODE="")) for _ in range(3)]
     assert all(heavy == [] for _, heavy in runs)
-    assert sorted(seconds for seconds, _ in runs)[2] < 0.050
+    assert sorted(seconds for seconds, _ in runs)[1] < 0.050
 
 
 def broken_numba(tmp_path: Path, text: str) -> dict[str, str]:
@@ -76,7 +79,7 @@ for _ in range(2):
     except RuntimeWarning:
         print("warned")
 """
-    assert python(code, "-W", "error::RuntimeWarning", **environment).split() == ["warned", "drawn"]
+    assert fresh_python(code, "-W", "error::RuntimeWarning", **environment).split() == ["warned", "drawn"]
 
 
 @pytest.mark.parametrize(
@@ -89,7 +92,7 @@ for _ in range(2):
 )
 def test_without_numba_the_eager_engine_draws_the_same_bits(tmp_path, text, reason):
     environment = broken_numba(tmp_path, text)
-    warning, values, error = python(FALLBACK, **environment, PYTHONWARNINGS="default").splitlines()
+    warning, values, error = fresh_python(FALLBACK, **environment).splitlines()
     assert warning.startswith("1 RuntimeWarning fastinit draws with plain torch operations")
     assert reason in warning
     expected = fastinit.normal_(torch.empty(100), stream=Stream(5))
@@ -99,7 +102,7 @@ def test_without_numba_the_eager_engine_draws_the_same_bits(tmp_path, text, reas
 
 def test_numba_told_not_to_compile_says_so(tmp_path):
     """Its own error is about a missing attribute."""
-    off = {"NUMBA_DISABLE_JIT": "1", "FASTINIT_CACHE_DIR": str(tmp_path), "PYTHONWARNINGS": "default"}
+    off = {"NUMBA_DISABLE_JIT": "1", "FASTINIT_CACHE_DIR": str(tmp_path)}
     warning, values, error = python(FALLBACK, **off).splitlines()
     expected = fastinit.normal_(torch.empty(100), stream=Stream(5))
     assert torch.tensor(json.loads(values)).equal(expected)
@@ -107,7 +110,7 @@ def test_numba_told_not_to_compile_says_so(tmp_path):
         assert "NUMBA_DISABLE_JIT=1 turns off the compiler: unset it" in words
         assert "get_call_template" not in words
     hints = "doctor.hints(doctor.processor_problem(), doctor.processor_found(), None)"
-    found = python(f"from fastinit import doctor; print({hints})", **off)
+    found = python(f"from fastinit.commands import doctor; print({hints})", **off)
     assert "NUMBA_DISABLE_JIT=1 turns off the compiler" in found
     assert "reinstall" not in found
 
@@ -117,7 +120,7 @@ def test_kernels_on_disk_need_no_compiler():
     fastinit.bits_(torch.empty(3, dtype=torch.int32))
     code = """
 import torch, fastinit
-from fastinit.kernels import cpu
+from fastinit.kernels.cpu import engine as cpu
 print(fastinit.uniform_(torch.empty(5), fast=True, stream=fastinit.Stream(5)).tolist(), dict(cpu.origins))
 """
     expected = fastinit.uniform_(torch.empty(5), stream=Stream(5)).tolist()
@@ -141,8 +144,8 @@ def test_an_engine_that_draws_wrong_words_is_not_used(monkeypatch):
 @pytest.mark.parametrize("steps", [None, (90, 1)], ids=str)
 def test_staging_for_a_device_without_an_engine(monkeypatch, steps):
     """Drawn on the CPU part by part, then copied: rehearsed with CPU memory in the device's place."""
-    monkeypatch.setattr(engines, "STAGING", 700)
-    staged = engines.StagedEngine(engines.load("cpu"))
+    monkeypatch.setattr(staged_module, "STAGING", 700)
+    staged = staged_module.StagedEngine(engines.load("cpu"))
     draw = Draw("normal", (0.0, 1.0), 1, 2)
     out, expected = torch.empty(60, 80).t().t(), torch.empty(60, 80)
     staged.fill(out, draw, 5, steps)
@@ -181,9 +184,8 @@ print(status("VmHWM") - before)
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
 @pytest.mark.parametrize(
     "call",
-    ["normal_(out, stream=stream)", "uniform_(out, stream=stream)", "trunc_normal_(out, stream=stream)",
-     "kaiming_normal_(out, stream=stream)", "normal_(out.t(), stream=stream)", "xavier_uniform_(half, stream=stream)"],
-)  # fmt: skip
+    ["trunc_normal_(out, stream=stream)", "normal_(out.t(), stream=stream)", "xavier_uniform_(half, stream=stream)"],
+)
 def test_one_pass_and_no_scratch(call):
     """Peak memory during a fill of 256 MiB: below 1 MiB + 1 % of the tensor."""
     size = 256 << 20
@@ -285,7 +287,7 @@ thread.join()
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     code = "import numba\n" * imported + code
-    assert python(code, "-W", "ignore", FASTINIT_CACHE_DIR=str(tmp_path)).split() == ["7"]
+    assert fresh_python(code, "-W", "ignore", FASTINIT_CACHE_DIR=str(tmp_path)).split() == ["7"]
 
 
 def test_compiling_in_many_threads_at_once(tmp_path):

@@ -1,4 +1,4 @@
-"""sparse_: its definition, the way by torch's operations, the way by kernels, and each of these kernels alone."""
+"""sparse_: its definition, and both ways to it."""
 
 from __future__ import annotations
 
@@ -8,21 +8,20 @@ import os
 import numpy as np
 import pytest
 import torch
-from common import FLOATS, bits, name_of, python, same_bits
-from hypothesis import given, settings, strategies as some
+from common import FLOATS, bits, fresh_python, name_of, same_bits
 from scipy import stats
 
 import fastinit
-from fastinit import Stream, engines, sparsity
-from fastinit.engines import load
-from fastinit.kernels import smallest, threads
-from fastinit.kernels.cpu import kernel
-from fastinit.kernels.engine import Draw
-from fastinit.kernels.forms import ABREAST, CLEAR, COLLECT, SAME_SIZE, SELECTIONS
-from fastinit.kernels.smallest import LAST, Lists, Smallest, Window, padded
-from fastinit.sparsity import Drawn
+from fastinit import Stream
+from fastinit.drawing import engines, tell
+from fastinit.drawing.engines import load
+from fastinit.initialisers import sparse as sparsity
+from fastinit.initialisers.sparse import SAME_SIZE, Drawn
+from fastinit.kernels.contract import KernelMissing
+from fastinit.kernels.cpu import engine as cpu
 
 ALPHA = 1e-4
+LAST = 2**32 - 1  # the greatest word
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.1, 0.5, 0.999, 1.0, 1.5, -0.2])
@@ -101,7 +100,7 @@ class Table:
     """Words that a test has made, in place of a stream's."""
 
     def __init__(self, words: torch.Tensor) -> None:
-        self.words = words
+        self.words, self.engine = words, load("cpu")
         self.rows, self.columns = words.shape
 
     def box(self, out, row, column):
@@ -134,12 +133,9 @@ def some_numbers_of_zeros(rows: int) -> list[int]:
 
 @pytest.fixture(params=[None, 1000, 130])
 def pieces(request, monkeypatch):
-    """All at once, and in pieces of so many words, of 64 columns."""
+    """All at once, and in pieces of so many words."""
     if request.param is not None:
         monkeypatch.setattr(sparsity, "PART", request.param)
-        monkeypatch.setattr(smallest, "PIECE", request.param)
-        monkeypatch.setattr(smallest, "STRIP", 64)
-        monkeypatch.setattr(smallest, "WIDE_STRIP", 64)
 
 
 BY_ENGINES = {"partition": sparsity.zero_by_partition, "order": sparsity.zero_by_order}
@@ -159,66 +155,24 @@ def test_among_equal_words_the_first_rows_are_zeros(way, distinct, shape, pieces
             assert torch.equal(bits == 0, expected[top : top + bits.shape[0], left:])
 
 
-def chosen_by_kernels(words: torch.Tensor, zeros: int, window: Window) -> torch.Tensor:
-    """What `Smallest` makes of the lists that its kernel would give it."""
-    numbers = unsigned(words)
-    inside = (window.least <= numbers) & (numbers <= window.greatest)
-    places = np.full((words.shape[1], window.room), LAST, np.uint32)
-    for column, these in enumerate(inside.T):
-        found = numbers[these, column]
-        places[column, : len(found[: window.room])] = found[: window.room]
-    job = Smallest(ones(*words.shape), zeros, *words.shape, 0, 0, 0, 0)
-    job.column = lambda number: numbers[:, number].copy()
-    counts = ((numbers < window.least).sum(0), inside.sum(0))
-    job.settle(0, *(count.astype(np.uint32) for count in counts), places)
-    chosen = torch.from_numpy(numbers < job.bounds)
-    for row, column in job.more:
-        assert not chosen[row, column]
-        chosen[row, column] = True
-    return chosen
-
-
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("distinct", [1, 2, 7, None])
-def test_by_kernels_among_equal_words_the_first_rows_are_zeros(distinct, shape):
-    """Whatever the window, also one that misses, or whose words need more room than there is."""
-    rows, _ = shape
-    for zeros in some_numbers_of_zeros(rows):
-        words = tied_words(shape, distinct, seed=zeros) if distinct else torch.randint(-(2**31), 2**31, shape).int()
-        expected = smallest_by_definition(words, zeros)
-        right = smallest.window(rows, zeros)
-        others = (right._replace(room=2), Window(0, LAST - 1, rows + 1), Window(5, 5, 3), Window(1, 2**31, 9))
-        for window in (right, *others):
-            assert torch.equal(chosen_by_kernels(words, zeros, window), expected), window
-
-
 def test_the_definition_sees_the_last_of_equal_words_chosen():
     """The twin: the last rows in place of the first ones."""
     words = tied_words((64, 64), 2)
     assert not torch.equal(smallest_by_definition(words.flip(0), 30).flip(0), smallest_by_definition(words, 30))
 
 
-# --- the way by kernels ------------------------------------------------------------------------
-
-
-@pytest.fixture(params=["found", "missed", "no room"])
-def windows(request, monkeypatch):
-    """As they are, and such that each column's bound must be found in another way."""
-    right = smallest.window
-    changes = {"found": {}, "missed": {"least": 7, "greatest": 9}, "no room": {"room": 2}}[request.param]
-    monkeypatch.setattr(smallest, "window", lambda rows, zeros: right(rows, zeros)._replace(**changes))
+# --- both ways ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rows", [2, 30, 700])
 @pytest.mark.parametrize(("columns", "left", "width"), [(1, 0, 1), (130, 0, 130), (131, 1, 129), (700, 65, 300)])
-def test_every_way_chooses_what_the_definition_does(rows, columns, left, width, pieces, windows):
+def test_every_way_chooses_what_the_definition_does(rows, columns, left, width, pieces):
     for zeros, (top, height) in itertools.product(some_numbers_of_zeros(rows), {(0, rows), (rows // 3, rows // 2)}):
         drawn = []
-        for way in (sparsity.zero_by_kernels, sparsity.zero_by_partition, sparsity.zero_by_order):
+        for way in BY_ENGINES.values():
             drawn.append(ones(height, width))
             way(drawn[-1], top, left, zeros, Drawn(load("cpu"), Stream(3, 4), rows, columns))
-        assert torch.equal(drawn[0], drawn[2])
-        assert torch.equal(drawn[1], drawn[2])
+        assert torch.equal(*drawn)
 
 
 VIEWS = {
@@ -229,7 +183,7 @@ VIEWS = {
 }
 
 
-@pytest.mark.parametrize("way", ["zero_by_kernels", "zero_by_partition", "zero_by_order"])
+@pytest.mark.parametrize("way", BY_ENGINES)
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("dtype", SAME_SIZE.values(), ids=str)
 def test_only_what_is_chosen_is_cleared(way, view, dtype, pieces):
@@ -238,35 +192,10 @@ def test_only_what_is_chosen_is_cleared(way, view, dtype, pieces):
     sparsity.zero_by_order(expected, 0, 0, 40, words)
     whole = torch.full((90 * 70 * 6,), -1, dtype=dtype)
     bits = VIEWS[view](whole)
-    getattr(sparsity, way)(bits, 0, 0, 40, words)
+    BY_ENGINES[way](bits, 0, 0, 40, words)
     assert torch.equal(bits, torch.where(expected == 0, 0, -1).to(dtype))
     bits.fill_(-1)
     assert (whole == -1).all()
-
-
-@pytest.mark.parametrize("count", [1, 3])
-def test_threads_share_the_work_and_change_nothing(count, monkeypatch):
-    expected = fastinit.sparse_(torch.empty(2000, 1500), 0.3, stream=Stream(6))
-    seen, run = [], threads.run
-    monkeypatch.setattr(
-        smallest, "run", lambda task, pieces, most: seen.append((pieces, most)) or run(task, pieces, most)
-    )
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        assert same_bits(fastinit.sparse_(torch.empty(2000, 1500), 0.3, stream=Stream(6)), expected)
-    finally:
-        torch.set_num_threads(before)
-    assert len(seen) == 2
-    assert all(pieces >= 2 * count and most == count for pieces, most in seen)
-
-
-def test_hardly_any_column_is_looked_at_again(monkeypatch):
-    """Else the bits are right all the same, and the time is another."""
-    again, exactly = [], Smallest.settle_exactly
-    monkeypatch.setattr(Smallest, "settle_exactly", lambda job, column: again.append(column) or exactly(job, column))
-    fastinit.sparse_(torch.empty(3000, 3000), 0.1, stream=Stream(7))
-    assert len(again) <= 4  # 0.2 are expected, so a stream in 10^5 has more
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks")
@@ -283,13 +212,12 @@ if (child := os.fork()) == 0:
     os._exit(7)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
-    assert python(code, "-W", "ignore").split() == ["7"]
+    assert fresh_python(code, "-W", "ignore").split() == ["7"]
 
 
 @pytest.mark.parametrize("engine", ["reference", "eager", "staged"])
 def test_every_engine_chooses_the_same_zeros(engine, monkeypatch):
     expected = fastinit.sparse_(torch.empty(300, 70), 0.2, stream=Stream(6))
-    monkeypatch.setattr(smallest, "Smallest", None)
     if engine == "staged":  # as for a device that has no engine of its own
         staged = engines.StagedEngine(load("cpu"))
         monkeypatch.setattr(engines, "choose", lambda *arguments: staged)
@@ -299,129 +227,21 @@ def test_every_engine_chooses_the_same_zeros(engine, monkeypatch):
             assert same_bits(fastinit.sparse_(torch.empty(300, 70), 0.2, stream=Stream(6)), expected)
 
 
-@pytest.mark.parametrize("shape", [(2, 3), (50, 50), (70, 70), (5000, 1), (5000, 3)], ids=str)
-def test_which_way_is_taken_changes_nothing(shape, monkeypatch):
-    drawn = []
-    for few in (0, 1 << 30):
-        monkeypatch.setattr(sparsity, "FEW", few)
-        monkeypatch.setattr(sparsity, "FEW_COLUMNS", 0)
-        drawn.append(fastinit.sparse_(torch.empty(shape), 0.4, stream=Stream(6)))
-    monkeypatch.undo()
-    assert same_bits(*drawn)
-    assert same_bits(fastinit.sparse_(torch.empty(shape), 0.4, stream=Stream(6)), drawn[0])
+def test_where_a_kernel_is_missing_it_goes_on_without(monkeypatch):
+    """Where Numba is broken, and the words' kernel is not on disk."""
+    right, asked = cpu.kernel, []
 
-
-def test_without_its_kernels_it_goes_another_way(monkeypatch):
-    """Where Numba is broken and only the laws' kernels are on disk."""
-    right, asked = smallest.kernel, []
-
-    def only_laws(*wanted):
+    def no_words(*wanted):
         asked.append(wanted)
-        if wanted in SELECTIONS:
-            raise ImportError("no such kernel")
+        if wanted[0] == "words":
+            raise KernelMissing("no such kernel")
         return right(*wanted)
 
     expected = fastinit.sparse_(torch.empty(300, 70), 0.2, stream=Stream(6))
-    monkeypatch.setattr(smallest, "kernel", only_laws)
-    monkeypatch.setattr(engines, "_told", set())
+    monkeypatch.setattr(cpu, "kernel", no_words)
+    monkeypatch.setattr(tell, "told", set())
     with pytest.warns(RuntimeWarning, match="no such kernel"):
         assert same_bits(fastinit.sparse_(torch.empty(300, 70), 0.2, stream=Stream(6)), expected)
-    assert COLLECT in asked
+    assert "words" in {kind for kind, *_ in asked}
     with pytest.raises(RuntimeError, match="a kernel is missing, and it cannot be compiled: no such kernel"):
         fastinit.sparse_(torch.empty(300, 70), 0.2, stream=Stream(6), fast=True)
-
-
-def test_windows_hold_what_they_are_for():
-    """Of 6000 columns 0.4 are missed, more than 5 once in 10^5 times; the twin: a narrower window misses many."""
-    sizes = [(1, 1), (2, 1), (10, 1), (4096, 1), (4096, 410), (4096, 2048), (4096, 4095), (100_000, 20_000)]
-    generator = np.random.default_rng(5)
-    for rows, zeros in sizes:
-        # The word number `zeros` of `rows` uniform ones, and how many lie in the window.
-        words = generator.beta(zeros, rows - zeros + 1, 6000) * 2**32
-        least, greatest, room = smallest.window(rows, zeros)
-        inside = generator.binomial(rows, (greatest - least) / 2**32, 6000)
-        missed = (words < least) | (words > greatest) | (inside >= room)
-        assert missed.sum() <= 5, (rows, zeros)
-        if rows > 1000 and zeros > 1000:
-            narrow = (least * 3 + greatest) // 4, (least + greatest * 3) // 4
-            assert ((words < narrow[0]) | (words > narrow[1])).sum() > 100
-            assert room < rows / 10
-
-
-# --- the kernels alone -------------------------------------------------------------------------
-
-
-def words_of(first, columns, rows, width) -> np.ndarray:
-    out = torch.empty(rows, width, dtype=torch.int32)
-    load("cpu").fill(out, Draw("words", (), 8, 9), first, (columns, 1))
-    return unsigned(out)
-
-
-boxes = some.tuples(some.integers(0, 2**40), some.integers(0, 300), some.integers(1, 9), some.integers(1, 600))
-limits = some.one_of(some.integers(0, LAST), some.sampled_from([0, 1, LAST - 1, LAST]))
-
-
-@given(boxes, limits, limits, some.integers(1, 12))
-@settings(deadline=None)
-def test_collect(box, one, other, room):
-    first, more, rows, width = box
-    columns, least, greatest = width + more, min(one, other), max(one, other)
-    words = words_of(first, columns, rows, width)
-    lists = Lists(width, room)
-    lists.empty()
-    places = np.full((width + 1, room), 77, np.uint32)
-    surroundings = (lists.inside.base[:ABREAST], lists.inside.base[-ABREAST:])
-    addresses = (part.ctypes.data for part in (lists.below, lists.inside, places))
-    head = (first, columns, rows, width, 8, 9)
-    assert kernel(*COLLECT)(*head, (least, greatest, *addresses, room)) is None
-    between = (least <= words) & (words <= greatest)
-    assert (lists.below == (words < least).sum(0)).all()
-    assert (lists.inside == between.sum(0)).all()
-    assert all((around == 0).all() for around in surroundings)
-    for column in range(width):
-        found = words[between[:, column], column]
-        kept = found if len(found) <= room else np.append(found[: room - 1], found[-1])
-        assert (places[column, : len(kept)] == kept).all()
-        assert (places[column, len(kept) :] == 77).all()
-    assert (places[-1] == 77).all()
-
-
-@given(boxes, some.sampled_from([1, 2, 4, 8]), some.booleans(), some.integers(0, 3), some.integers(0, 2**32 - 1))
-@settings(deadline=None)
-def test_clear(box, size, turned, apart, seed):
-    first, more, rows, width = box
-    columns = width + more
-    words = words_of(first, columns, rows, width)
-    generator = np.random.default_rng(seed)
-    bounds = padded(width)
-    bounds[:] = generator.integers(0, 2**32, width) * generator.integers(0, 2, width)
-    bounds[generator.integers(0, width)] = LAST
-    bounds.base[:ABREAST] = bounds.base[-ABREAST:] = LAST  # which must clear nothing
-    whole = torch.full((rows + 2, width + 2 + apart), -1, dtype=SAME_SIZE[size])
-    if turned:
-        whole = whole.t().contiguous().t()
-    step = 1 + (apart == 3)
-    local = whole[1 : rows + 1, 1 : 1 + width : step]
-    count = local.shape[1]
-    down, across = (stride * size for stride in local.stride())
-    others = (bounds.ctypes.data, local.data_ptr(), down, across)
-    assert kernel(*CLEAR[size])(first, columns, rows, count, 8, 9, others) is None
-    assert (local.numpy() == np.where(words[:, :count] < bounds[:count], 0, -1)).all()
-    local.fill_(-1)
-    assert (whole == -1).all()
-
-
-def test_memory_goes_on_beside_bounds_and_counts():
-    """As far as the kernels read in one go."""
-    inner = padded(5)
-    assert (inner == 0).all()
-    assert inner.ctypes.data - inner.base.ctypes.data == inner.base.nbytes - inner.nbytes - 4 * ABREAST == 4 * ABREAST
-    assert Lists(5, 1).below.base.nbytes == inner.base.nbytes
-
-
-def test_selection_kernels_refuse_what_is_no_number():
-    for wanted in (COLLECT, CLEAR[4]):
-        others = (0,) * wanted[3]
-        for arguments in ([*["1"] * 6, others], [0] * 6, [*[0] * 6, others[1:]], [*[0] * 6, others, 0], [*[0] * 6, 0]):
-            with pytest.raises(TypeError):
-                kernel(*wanted)(*arguments)

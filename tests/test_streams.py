@@ -13,7 +13,7 @@ from common import FakeCudaGenerator, same_bits
 
 import fastinit
 from fastinit import Stream
-from fastinit.streams import drawn_seed
+from fastinit.drawing.streams import drawn_seed
 
 
 def test_the_default_generator_repeats_and_goes_on():

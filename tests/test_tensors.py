@@ -257,16 +257,16 @@ def test_an_interrupted_fill_is_known_to_autograd(monkeypatch):
         raise KeyboardInterrupt
 
     tensor = torch.zeros(4)
-    engine = fastinit.engines.load("cpu")
+    engine = fastinit.drawing.engines.load("cpu")
     monkeypatch.setattr(type(engine), "fill", interrupted)
-    monkeypatch.setattr(fastinit.fill, "plans", {})  # no short way
+    monkeypatch.setattr(fastinit.drawing.quick, "plans", {})  # no short way
     with pytest.raises(KeyboardInterrupt):
         init.normal_(tensor)
     assert tensor._version == 1
 
 
 def test_tensors_that_may_overlap_are_left_to_torch():
-    from fastinit.ways import may_overlap
+    from fastinit.drawing.route import may_overlap
 
     assert may_overlap(torch.zeros(100).as_strided((10, 10), (1, 1)))
     assert may_overlap(torch.zeros(100).as_strided((30, 4), (2, 1)))

@@ -12,7 +12,7 @@ from common import python, same_bits
 from torch import nn
 
 import fastinit
-from fastinit import originals
+from fastinit.drawing import originals
 
 ROOT = Path(__file__).parent.parent
 
@@ -124,9 +124,10 @@ def test_no_init_weights_skips(name):
 
 
 ALL_OURS = """
-import sys, warnings
+import os, sys, warnings
 warnings.simplefilter("ignore")
-sys.path.remove("")  # the folder kernels/ is not the package that transformers looks for
+# The folder kernels/ is not the package that transformers looks for.
+sys.path[:] = [place for place in sys.path if place not in ("", os.getcwd())]
 import torch, fastinit
 for name in ("uniform_", "normal_", "kaiming_uniform_", "ones_", "zeros_"):
     setattr(torch.nn.init, name, getattr(fastinit, name))
@@ -142,9 +143,10 @@ with initialization.guard_torch_init_functions():
         assert not call(loaded).any()
 """
 IMPORTED_UNDER_GUARD = """
-import sys, warnings
+import os, sys, warnings
 warnings.simplefilter("ignore")
-sys.path.remove("")  # the folder kernels/ is not the package that transformers looks for
+# The folder kernels/ is not the package that transformers looks for.
+sys.path[:] = [place for place in sys.path if place not in ("", os.getcwd())]
 import torch
 from transformers import initialization
 torchs = torch.nn.init.normal_
@@ -160,7 +162,7 @@ with initialization.guard_torch_init_functions():
 torch.manual_seed(1)
 assert torch.equal(fastinit.normal_(torch.empty(4), fast=False), expected)
 fastinit.normal_(torch.empty(4))
-assert fastinit.originals.originals["normal_"] is fastinit.originals.torch_init.normal_ is torchs
+assert fastinit.drawing.originals.originals["normal_"] is fastinit.drawing.originals.torch_init.normal_ is torchs
 """
 
 

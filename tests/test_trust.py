@@ -18,8 +18,8 @@ import pytest
 import torch
 from common import python
 
-from fastinit.kernels import cache, cpu, trust
-from fastinit.kernels.trust import Folder
+from fastinit.kernels.cpu import cache, engine as cpu, trust
+from fastinit.kernels.cpu.trust import Folder
 
 pytestmark = pytest.mark.skipif(not trust.POSIX, reason="this platform has no owners and modes")
 ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
@@ -350,7 +350,7 @@ def test_a_process_that_finds_such_a_file_compiles_and_replaces_it(home):
     code = """
 import torch, fastinit
 fastinit.bits_(torch.empty(9, dtype=torch.int32))
-from fastinit.kernels.cpu import origins
+from fastinit.kernels.cpu.engine import origins
 print(dict(origins))
 """
     (file,) = (home / ".cache" / "fastinit").iterdir()

@@ -9,31 +9,33 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastinit import engines
-from fastinit.cli import main
-from fastinit.kernels import trust
-from fastinit.kernels.forms import FORMS, SELECTIONS, kernel_name
-from fastinit.kernels.trust import Folder
+from fastinit.commands.cli import main
+from fastinit.drawing import engines
+from fastinit.kernels.contract import SAMPLERS
+from fastinit.kernels.cpu import trust
+from fastinit.kernels.cpu.forms import FORMS
+from fastinit.kernels.cpu.trust import Folder
+from fastinit.kernels.dtypes import FORMATS
+from fastinit.laws import Normal, Words
 
 
 def test_warmup_covers_every_kind_of_the_arithmetic():
     kernels = engines.every_kernel()
-    # Seven kinds in six dtypes, one more in the four that are rounded to, and words; what sparse_ does with them.
-    assert len(kernels) == len(set(kernels)) == (7 * 6 + 4 + 1) * 4 + 5
-    kinds = {kind for kind, *_ in kernels}
-    assert kinds == {
-        "words", "uniform", "uniform_inside", "uniform_tiny", "normal",
-        "truncated_central", "truncated_wide", "truncated_narrow", "truncated_tail", "collect", "clear",
-    }  # fmt: skip
+    assert len(kernels) == len(set(kernels))
+    assert {kind for kind, *_ in kernels} == SAMPLERS.keys()
+    # Each kind in each dtype where a law comes to it, in each form. In 24-bit floats no bound needs uniform_inside.
+    everywhere = {(kind, dtype) for kind in SAMPLERS for dtype in FORMATS} | {("words", torch.int32)}
+    missing = everywhere - {(kind, dtype) for kind, dtype, *_ in kernels}
+    assert {kind for kind, _ in missing} == {"words", "uniform_inside"}
+    assert len(kernels) == len(everywhere - missing) * len(FORMS)
 
 
 @pytest.fixture
 def few(monkeypatch):
     """Only the kernels of one law in one dtype; returns the names that their files begin with."""
-    monkeypatch.setattr(engines, "EVERY_KIND", engines.EVERY_KIND[:1])
-    monkeypatch.setattr(engines, "FORMATS", {torch.float32: None})
-    laws = {f"{law}_{form}" for law in ("normal_float32", "words_int32") for form in FORMS}
-    return laws | {kernel_name(*wanted[:3]) for wanted in SELECTIONS}
+    chosen = [("normal", Normal(0.0, 1.0), torch.float32), ("words", Words(), torch.int32)]
+    monkeypatch.setattr(engines, "examples", lambda: chosen)
+    return {f"{law}_{form}" for law in ("normal_float32", "words_int32") for form in FORMS}
 
 
 def kept(folder: Path) -> set[str]:
@@ -48,13 +50,13 @@ def two(monkeypatch):
 
 
 def test_warmup_compiles_and_keeps(tmp_path, capsys, monkeypatch, few):
-    from fastinit.kernels import cache, cpu
+    from fastinit.kernels.cpu import cache, engine as cpu
 
     folder = Folder(tmp_path)
     monkeypatch.setattr(cache, "places", lambda: cache.Places((folder,), folder, {}))
     monkeypatch.setattr(cpu, "kernel", cpu.kernel.__wrapped__)  # not those that this process has already
     assert main(["warmup"]) == 0
-    assert re.fullmatch(rf"13 kernels ready in [\d.]+ s, kept in {re.escape(str(tmp_path))}\n", capsys.readouterr().out)
+    assert re.fullmatch(rf"8 kernels ready in [\d.]+ s, kept in {re.escape(str(tmp_path))}\n", capsys.readouterr().out)
     assert kept(tmp_path) == few
 
 
@@ -96,7 +98,7 @@ def test_warmup_that_runs_out_of_room_says_so(tmp_path, capsys, monkeypatch, two
 
 
 def test_warmup_without_a_folder_says_that_it_was_in_vain(capsys, monkeypatch):
-    from fastinit.kernels import cache
+    from fastinit.kernels.cpu import cache
 
     monkeypatch.setattr(engines, "every_kernel", lambda: [("normal", torch.float32, "long", 2)])
     monkeypatch.setattr(cache, "places", lambda: cache.Places((), None, {}))

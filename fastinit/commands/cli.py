@@ -1,0 +1,232 @@
+"""The command `fastinit`: compare, doctor, warmup."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import functools
+import importlib
+import io
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from ..kernels.cpu.forms import Kernel
+
+OK, FAILED, MISUSED = 0, 1, 2
+EXAMPLE = "fastinit compare torch.nn:Transformer --set d_model=256"
+
+
+class Misuse(Exception):
+    """The command line asks for what cannot be; the message is the one line that the user gets to see."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a sub-command. Returns the exit code: 0, 1 for a failed check, 2 for a command that makes no sense."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a narrow code page shall not lose the report
+    arguments = parser().parse_args(argv)
+    try:
+        code: int = arguments.run(arguments)
+        return code
+    except Misuse as misuse:
+        print(f"fastinit {arguments.command}: {misuse}", file=sys.stderr)
+        return MISUSED
+
+
+def parser() -> argparse.ArgumentParser:
+    root = argparse.ArgumentParser(prog="fastinit", description="torch.nn.init, compiled.")
+    commands = root.add_subparsers(dest="command", required=True)
+    compare = commands.add_parser(
+        "compare",
+        help="torch.nn.init against fastinit on a module of yours: time, memory, statistics",
+        description="Replays the initialisers that a module's reset_parameters calls, with torch.nn.init and with "
+        "fastinit. Exits with 1 if a sample of fastinit's does not fit its law.",
+        epilog=f"example: {EXAMPLE}",
+    )
+    compare.add_argument("target", metavar="MODULE:CALLABLE", help="what to call for the module, as torch.nn:Linear")
+    compare.add_argument("--set", nargs="+", action="extend", default=[], metavar="K=V", help="its arguments, by name")
+    compare.add_argument("--plot", metavar="FILE", help="write a picture, report.png for one")
+    compare.add_argument("--seed", type=seed, default=0, help="for torch.manual_seed (0)")
+    compare.add_argument("--repeat", type=positive, metavar="N", help="timed passes (enough for a stable median)")
+    compare.set_defaults(run=run_compare)
+    doctor = commands.add_parser("doctor", help="engines, processor, threads, cache, and why something is slow")
+    doctor.set_defaults(run=run_doctor)
+    warmup = commands.add_parser("warmup", help="compile all kernels of the CPU engine and keep them on disk")
+    warmup.add_argument("--into", metavar="DIR", help="keep them there, readable by all users, as for an image")
+    warmup.set_defaults(run=run_warmup)
+    return root
+
+
+def seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**62:
+        raise argparse.ArgumentTypeError(f"expected a whole number in [0, 2**62), got {text!r}")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
+    return int(text)
+
+
+# --- compare -----------------------------------------------------------------------------------
+
+
+def run_compare(arguments: argparse.Namespace) -> int:
+    from ..models.record import ResetError
+    from .compare import compare
+    from .table import new_console, show
+
+    settings = dict(setting(text) for text in arguments.set)
+    draw_picture = picture_drawer(arguments.plot) if arguments.plot is not None else None
+    torch.manual_seed(arguments.seed)
+    module = built(arguments.target, settings)
+    try:
+        audit = compare(module, seed=arguments.seed, repeat=arguments.repeat)
+    except ResetError as error:
+        raise Misuse(f"{arguments.target}: {one_line(error)}; compare needs it to run without arguments") from error
+    if not audit.rows:
+        raise Misuse(
+            f"{arguments.target}: no reset_parameters fills a parameter, one with memory, by a single initialiser call"
+        )
+    show(audit, arguments.target, new_console())
+    if draw_picture is not None:
+        draw_picture(audit, arguments.target)
+    return FAILED if audit.failures else OK
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """`name=value`, the value a Python literal, a dtype such as torch.bfloat16, or else the string itself."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise Misuse(f"--set takes name=value, as d_model=256; got {text!r}")
+    dtype = getattr(torch, value.removeprefix("torch."), None) if value.startswith("torch.") else None
+    if isinstance(dtype, torch.dtype):
+        return name, dtype
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def built(target: str, settings: dict[str, Any]) -> torch.nn.Module:
+    """What the callable makes of its settings. Raises `Misuse` where that is no module."""
+    make = found(target)
+    call = f"{target}({', '.join(f'{name}={value!r}' for name, value in settings.items())})"
+    try:
+        module = make(**settings)
+    except Exception as error:  # somebody else's code can raise anything
+        raise Misuse(
+            f"{call} raised {type(error).__name__}: {one_line(error)}; give its arguments with --set"
+        ) from error
+    if not isinstance(module, torch.nn.Module):
+        raise Misuse(f"{call} must return a torch.nn.Module, got {type(module).__name__}")
+    return module
+
+
+def found(target: str) -> Callable[..., Any]:
+    module_name, colon, path = target.partition(":")
+    if not (module_name and colon and path):
+        raise Misuse(f"expected MODULE:CALLABLE, as in `{EXAMPLE}`; got {target!r}")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # what lies in the current folder counts, as it does for `python -m`
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise Misuse(
+            f"cannot import {module_name!r} ({type(error).__name__}: {one_line(error)}); "
+            "expected the name of a Python module"
+        ) from error
+    try:
+        make = functools.reduce(getattr, path.split("."), module)
+    except AttributeError as error:
+        raise Misuse(f"{module_name!r} has no {path!r}; expected a callable of that module") from error
+    if not callable(make):
+        raise Misuse(f"{target} is not callable but {type(make).__name__}; expected what makes a torch.nn.Module")
+    return make
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def picture_drawer(path: str) -> Callable[[Any, str], None]:
+    """What draws to `path`, once it is known that it can. Raises `Misuse` before the work, not after it."""
+    try:
+        from . import plot as picture
+    except ImportError as error:
+        raise Misuse("--plot needs matplotlib: pip install 'torch-fastinit[plot]'") from error
+    reason = picture.why_not(path)
+    if reason is not None:
+        raise Misuse(f"--plot {path}: {reason}")
+    return functools.partial(picture.draw, path)
+
+
+# --- doctor and warmup -------------------------------------------------------------------------
+
+
+def run_doctor(arguments: argparse.Namespace) -> int:
+    from .doctor import examine
+    from .table import new_console
+
+    examine(new_console())
+    return OK
+
+
+def run_warmup(arguments: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from ..drawing import engines
+    from ..kernels.contract import KernelMissing
+
+    cpu = engines.load("cpu")
+    if isinstance(cpu, str):
+        print(
+            f"fastinit warmup: there is nothing to compile, the CPU engine does not work here: {cpu}", file=sys.stderr
+        )
+        return FAILED
+    begin, kernels = time.perf_counter(), engines.every_kernel()
+    keep = keeper(arguments.into)
+    try:
+        for wanted in tqdm(kernels, desc="compiling", unit="kernel", disable=None):
+            keep(wanted)
+    except (KernelMissing, OSError) as error:
+        print(f"fastinit warmup: {one_line(error)}", file=sys.stderr)
+        return FAILED
+    took = f"{len(kernels)} kernels ready in {time.perf_counter() - begin:.1f} s"
+    if arguments.into is not None:
+        print(f"{took}, kept in {arguments.into}; to use them there, set FASTINIT_CACHE_DIR={arguments.into}")
+        return OK
+    from ..kernels.cpu.cache import places
+
+    if (folder := places().writing) is None:
+        print(
+            f"{took}, in vain: no cache folder can be written. Set FASTINIT_CACHE_DIR to one that only you can write",
+            file=sys.stderr,
+        )
+        return FAILED
+    print(f"{took}, kept in {folder.path}")
+    return OK
+
+
+def keeper(into: str | None) -> Callable[[Kernel], object]:
+    """What has a kernel on disk: in the folder `into`, else where fills keep it. Raises `Misuse` before the work."""
+    from ..kernels.cpu import engine as cpu
+    from ..kernels.cpu.trust import Folder
+
+    if into is None:
+        return lambda wanted: cpu.kernel(*wanted)
+    folder = Folder(Path(into), shared=True)
+    try:
+        writable = folder.prepare()
+    except OSError as error:
+        raise Misuse(f"--into {into}: {one_line(error)}; expected a folder that only you or root can write") from error
+    if not writable:
+        raise Misuse(f"--into {into}: it cannot be written; expected a folder that only you or root can write")
+    return functools.partial(cpu.keep, folder)

@@ -1,0 +1,270 @@
+"""torch.nn.init against fastinit on a module's own parameters: how long, how much memory, and is it the right law?
+
+`compare` records what the module's `reset_parameters` calls, and replays the last call of each parameter with both, in
+place, in turns. Samples are judged by the law that the call promises, never by each other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import math
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.init
+from torch import Tensor
+
+from .. import init
+from ..drawing.fill import fill
+from ..drawing.route import outside_contract
+from ..drawing.streams import Stream
+from ..initialisers import table
+from ..kernels.dtypes import FORMATS
+from ..laws import Law, Normal
+from ..laws.judge import Observed, ks_distance, moments
+from ..models.record import Call, drawn_by_torch, record
+
+SIDES: dict[str, Any] = {"torch": torch.nn.init, "fastinit": init}
+SAMPLE = 1_000_000  # elements of a group that the check looks at
+PASSES = (3, 25)  # at least, at most
+LONG_ENOUGH = 1.0  # seconds of replaying that make a stable median
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Calls of one initialiser that give one law, in one dtype. `law` is None where elements have no law to judge by:
+    matrices with a structure, and constants, whose value is `constant`."""
+
+    initialiser: str
+    law: Law | None
+    constant: float | None
+    calls: tuple[Call, ...]
+
+    @property
+    def elements(self) -> int:
+        return sum(call.tensor.numel() for call in self.calls)
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return sum(call.tensor.numel() * call.tensor.element_size() for call in self.calls)
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """A group with what each side took (seconds, the median of the passes) and drew."""
+
+    group: Group
+    seconds: dict[str, float]
+    observed: dict[str, Observed]
+
+
+@dataclass(frozen=True, eq=False)
+class Audit:
+    """The whole comparison. `memory` is each side's peak above what was in use before, in bytes, None if unknown."""
+
+    rows: tuple[Row, ...]
+    preparation: float
+    memory: dict[str, int | None]
+    passes: int
+    without_law: int
+
+    def total(self, side: str) -> float:
+        return sum(row.seconds[side] for row in self.rows)
+
+    @property
+    def failures(self) -> list[Row]:
+        return [row for row in self.rows if not row.observed["fastinit"].passes]
+
+
+def compare(module: torch.nn.Module, *, seed: int = 0, repeat: int | None = None) -> Audit:
+    """Record, replay and judge. The module's parameters are overwritten.
+
+    `repeat` is the number of timed passes, by default as many as a stable median takes. Before them one pass of
+    each side, not timed, is watched for its memory and judged. Raises `recorder.ResetError`.
+    """
+    torch.manual_seed(seed)
+    calls = record(module)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, which the recording has shown
+        groups = grouped(calls.values())
+    with torch.no_grad(), warnings.catch_warnings(), progress(2 * len(groups)) as bar:
+        warnings.simplefilter("ignore")
+        preparation = prepare(groups)
+        memory, observed = {}, {}
+        for side in SIDES:
+            memory[side], observed[side] = watched(groups, side, seed, bar.update)
+        seconds = timed(groups, seed, repeat, bar)
+    rows = tuple(
+        Row(
+            group,
+            {side: statistics.median(taken[number] for taken in seconds[side]) for side in SIDES},
+            {side: observed[side][number] for side in SIDES},
+        )
+        for number, group in enumerate(groups)
+    )
+    without_law = sum(1 for _ in module.parameters()) - len(calls)
+    return Audit(rows, preparation, memory, len(seconds["torch"]), without_law)
+
+
+# --- groups and their laws ---------------------------------------------------------------------
+
+
+def grouped(calls: Iterable[Call]) -> list[Group]:
+    """Calls with the same initialiser, dtype and law together, the greatest group first."""
+    found: dict[Any, list[Call]] = {}
+    for call in calls:
+        law = law_of(call)
+        kind = law or repr(call.arguments)
+        found.setdefault((call.initialiser, call.tensor.dtype, kind), []).append(call)
+    groups = [
+        Group(initialiser, law_of(together[0]), constant_of(together[0]), tuple(together))
+        for (initialiser, _, _), together in found.items()
+    ]
+    return sorted(groups, key=lambda group: group.elements, reverse=True)
+
+
+def law_of(call: Call) -> Law | None:
+    """The law that the call promises for each element; None without one, or where it is a single point."""
+    if call.initialiser not in (*table.OF_NUMBERS, *table.OF_SHAPES) or call.tensor.dtype not in FORMATS:
+        return None
+    law = table.law_of(call.initialiser, call.tensor.dtype, call.tensor.shape, **call.arguments)
+    return law if law is not None and 0 < law.std < math.inf else None
+
+
+def constant_of(call: Call) -> float | None:
+    if call.initialiser == "constant_":
+        value = call.arguments["val"]
+        return None if isinstance(value, complex) else float(value)
+    return {"zeros_": 0.0, "ones_": 1.0}.get(call.initialiser)
+
+
+# --- replaying ---------------------------------------------------------------------------------
+
+
+def prepare(groups: Sequence[Group]) -> float:
+    """Have every kernel that the groups need compiled, or loaded; returns the seconds that this took."""
+    begin = time.perf_counter()
+    for group in groups:
+        law = Normal(0.0, 1.0) if group.initialiser in table.MATRICES else group.law
+        for call in group.calls:
+            if law is not None and outside_contract(call.tensor) is None:
+                corner = call.tensor[(slice(0, 2),) * call.tensor.dim()]  # lies in memory as the whole does
+                fill(corner, law, stream=Stream(0))
+    return time.perf_counter() - begin
+
+
+def timed(groups: Sequence[Group], seed: int, repeat: int | None, bar: Any) -> dict[str, list[list[float]]]:
+    """The seconds of every group, in every pass of each side. The sides take turns."""
+    times: dict[str, list[list[float]]] = {side: [] for side in SIDES}
+    passes, done = repeat or 1, 0
+    while done < passes:
+        bar.total += 2 * len(groups)
+        for side in SIDES:
+            times[side].append(replay(groups, side, seed + done, bar.update))
+        done += 1
+        if done == 1 and repeat is None:
+            passes = passes_for(sum(sum(times[side][0]) for side in SIDES))
+    return times
+
+
+def passes_for(seconds: float) -> int:
+    """How many passes, of this many seconds each, make a stable median."""
+    least, most = PASSES
+    return max(least, min(most, math.ceil(LONG_ENOUGH / seconds))) if seconds > 0 else most
+
+
+def draw(group: Group, side: str) -> None:
+    function = getattr(SIDES[side], group.initialiser)
+    if side == "torch":
+        function = functools.partial(drawn_by_torch, function)
+    for call in group.calls:
+        function(call.tensor, **call.arguments)
+
+
+def replay(groups: Sequence[Group], side: str, seed: int, tick: Callable[[], object]) -> list[float]:
+    """One timed pass over all groups; the seconds of each."""
+    torch.manual_seed(seed)
+    seconds = []
+    for group in groups:
+        devices = {call.tensor.device for call in group.calls if not call.tensor.is_cpu}
+        wait_for(devices)
+        begin = time.perf_counter()
+        draw(group, side)
+        wait_for(devices)
+        seconds.append(time.perf_counter() - begin)
+        tick()
+    return seconds
+
+
+def watched(
+    groups: Sequence[Group], side: str, seed: int, tick: Callable[[], object]
+) -> tuple[int | None, list[Observed]]:
+    """One pass into poisoned memory: the peak of memory above what was in use, and what was drawn."""
+    for group in groups:
+        for call in group.calls:
+            poison(call.tensor)
+    torch.manual_seed(seed)
+    before = forget_peak()
+    for group in groups:
+        draw(group, side)
+        tick()
+    peak = None if before is None else resident("VmHWM")
+    extra = None if peak is None or before is None else max(peak - before, 0)
+    return extra, [observe(group) for group in groups]
+
+
+def poison(tensor: Tensor) -> None:
+    """What is not overwritten shall be seen."""
+    if tensor.is_floating_point() or tensor.is_complex():
+        tensor.fill_(math.nan)
+
+
+def wait_for(devices: Iterable[torch.device]) -> None:
+    """Other devices than the CPU work behind the program's back."""
+    for device in devices:
+        torch.get_device_module(device).synchronize(device)
+
+
+def forget_peak() -> int | None:
+    """Let Linux count the peak of this process's memory anew; returns the bytes in use now, None where it cannot."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # else temporaries would hide in what the allocator kept
+    try:
+        CLEAR.write_text("5")
+    except OSError:
+        return None
+    return resident("VmRSS")
+
+
+def resident(field: str) -> int | None:
+    """A line of Linux's account of this process's memory, in bytes."""
+    lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
+    return int(lines[field].split()[0]) << 10 if field in lines else None
+
+
+@contextlib.contextmanager
+def progress(total: int) -> Iterator[Any]:
+    """A bar on a terminal's stderr, for work that takes more than two seconds."""
+    from tqdm import tqdm
+
+    with tqdm(total=total, delay=2, disable=None, leave=False, unit="group") as bar:
+        yield bar
+
+
+def observe(group: Group) -> Observed:
+    """Moments over all elements of the group, and the distance of at most `SAMPLE` of them from the law."""
+    tensors = [call.tensor for call in group.calls]
+    step = -(-group.elements // SAMPLE) | 1  # odd, so that no column of the kernels' blocks is left out
+    sample = torch.cat([tensor.reshape(-1)[::step] for tensor in tensors]).cpu()
+    distance = None if group.law is None else ks_distance(sample, group.law)
+    return Observed(*moments(tensors), sample, distance)

@@ -1,0 +1,1 @@
+"""Who draws into a tensor, from what, and the drawing."""

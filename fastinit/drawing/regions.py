@@ -1,0 +1,104 @@
+"""Which elements of the global tensor a local one holds."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..kernels.runs import row_major
+
+LARGEST = 2**62  # elements, so that no index leaves 64 bits on its way
+
+
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """A local tensor as the box at `offset` of a global tensor of `shape`; made by `shard`.
+
+    Has as much of a tensor's interface as fans and error messages need, all of it about the global tensor.
+    """
+
+    local: Tensor
+    shape: torch.Size
+    offset: tuple[int, ...]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.local.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.local.device
+
+    @property
+    def is_meta(self) -> bool:
+        return self.local.is_meta
+
+    def dim(self) -> int:
+        return len(self.shape)
+
+    ndimension = dim
+
+    def size(self, dim: int | None = None) -> torch.Size | int:
+        return self.shape if dim is None else self.shape[dim]
+
+    def numel(self) -> int:
+        return self.shape.numel()
+
+    @property
+    def box(self) -> tuple[slice, ...]:
+        """The part of the global tensor, as an index."""
+        return tuple(slice(at, at + n) for at, n in zip(self.offset, self.local.shape, strict=True))
+
+
+Target = Tensor | Shard
+
+
+def local_of(target: Target) -> Tensor:
+    """The tensor whose memory is written."""
+    return target.local if isinstance(target, Shard) else target
+
+
+def shard(local: Tensor, shape: Sequence[int], offset: Sequence[int]) -> Shard:
+    """`local` as the box that begins at `offset` in a global tensor of `shape`.
+
+    Every initialiser takes the result in place of a tensor: fans come from the global shape, and `local` gets exactly
+    what the whole tensor would hold in that box. `local` may lie in memory as it likes and have no
+    elements. Raises `ValueError` where the box does not fit, `TypeError` for what are no whole numbers.
+    """
+    whole, start = torch.Size(map(operator.index, shape)), tuple(map(operator.index, offset))
+    if not local.dim() == len(whole) == len(start):
+        raise ValueError(
+            f"shard needs as many dimensions in the local tensor, shape and offset; "
+            f"got {tuple(local.shape)}, {tuple(whole)} and {start}"
+        )
+    for dimension, (at, length, size) in enumerate(zip(start, local.shape, whole, strict=True)):
+        if at < 0 or at + length > size:
+            raise ValueError(
+                f"a shard lies within its global tensor: dimension {dimension} has {size} elements, "
+                f"expected offset >= 0 and offset + length <= {size}, found {at} + {length}"
+            )
+    if math.prod(whole) > LARGEST:
+        raise ValueError(f"a global tensor has at most 2**62 elements, got {math.prod(whole)} for {tuple(whole)}")
+    return Shard(local, whole, start)
+
+
+class Box(NamedTuple):
+    """A part of a local tensor, and where its elements stand in the global one: see `contract.Engine.fill`."""
+
+    part: Tensor
+    first: int
+    steps: tuple[int, ...] | None
+
+
+def region(target: Target) -> list[Box]:
+    """The boxes of the global tensor that a local one holds; for now there is one."""
+    if not isinstance(target, Shard):
+        return [Box(target, 0, None)]
+    steps = row_major(target.shape)
+    return [Box(target.local, sum(at * step for at, step in zip(target.offset, steps, strict=True)), steps)]

@@ -1,0 +1,83 @@
+"""Names of torch that are not public: what each is for, and what serves where torch does not have it any more.
+
+A missing name never stops the import. While one is missing the fast path stays off (`COMPLETE`), and the careful path
+goes by the substitute given here, which is public where there is something public.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+names: dict[str, bool] = {}  # every name that was asked for, and whether torch has it
+PROBE = torch.empty(0, device="cpu")
+
+
+def find(path: str, substitute: Any) -> Any:
+    """What torch has under this dotted name, or the substitute."""
+    place, _, name = path.rpartition(".")
+    found: Any = torch
+    try:
+        for part in place.split(".")[1:]:
+            if not hasattr(found, part):
+                importlib.import_module(f"{found.__name__}.{part}")
+            found = getattr(found, part)
+        found = getattr(found, name)
+    except (AttributeError, ImportError):
+        names[path] = False
+        return substitute
+    names[path] = True
+    return found
+
+
+def nothing(*_: Any) -> Any:
+    return None
+
+
+def no(*_: Any) -> bool:
+    return False
+
+
+# --- the moment --------------------------------------------------------------------------------
+
+# How many torch function modes are active. has_torch_function tells whether there is one, whatever the tensor.
+function_modes: Callable[[], int] = find(
+    "torch._C._len_torch_function_stack", lambda: int(torch.overrides.has_torch_function((PROBE,)))
+)
+# Which: `with torch.device(...)` is one that may be ignored. Without the list none may.
+mode_stack: Callable[[], list[Any]] = find("torch.overrides._get_current_function_mode_stack", lambda: [None])
+DeviceContext: type = find("torch.utils._device.DeviceContext", SimpleNamespace)
+# How many torch dispatch modes are active. Nothing public tells; most make tensors of classes of their own, which are
+# left to torch whatever this says.
+dispatch_modes: Callable[[], int] = find("torch._C._len_torch_dispatch_stack", lambda: 0)
+# The level of functorch transforms, None outside. Without it, their tensors' data_ptr() raises torch's own error.
+transform: Callable[[], int | None] = find("torch._C._functorch.maybe_current_level", nothing)
+tracing: Callable[[], bool] = find("torch._C._is_tracing", torch.jit.is_tracing)  # type: ignore[attr-defined]
+# Has `_current_level`, of forward-mode differentiation, below 0 outside.
+forward: Any = forward_ad
+if find("torch.autograd.forward_ad._current_level", None) is None:
+    forward = SimpleNamespace(_current_level=-1)
+
+# --- tensors -----------------------------------------------------------------------------------
+
+is_functional: Callable[[Tensor], bool] = find("torch._is_functional_tensor", no)
+is_wrapped: Callable[[Tensor], bool] = find("torch._C._functorch.is_functorch_wrapped_tensor", no)
+is_zero: Callable[[Tensor], bool] = find("torch.Tensor._is_zerotensor", no)
+# What a class has for functions that it does not bring itself. Without them only torch's own classes are plain.
+disabled_function: Any = find("torch._C._disabled_torch_function_impl", object())
+disabled_dispatch: Any = find("torch._C._disabled_torch_dispatch_impl", object())
+no_torch_function: Callable[[], Any] = find("torch._C.DisableTorchFunctionSubclass", contextlib.nullcontext)
+# Of a tuple of tensors. torch's own wrapper around it costs as much again.
+increment_version: Callable[[tuple[Tensor, ...]], None] = find(
+    "torch._C._increment_version", torch.autograd.graph.increment_version
+)
+find("torch.Tensor._version", None)  # which inference tensors refuse to tell: only the fast path asks
+
+COMPLETE = all(names.values())

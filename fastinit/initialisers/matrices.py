@@ -1,0 +1,95 @@
+"""Matrices with a structure: orthogonal, sparse, identity, Dirac."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from torch import Generator, Tensor
+
+from ..drawing.fill import fill
+from ..drawing.regions import Shard, Target, local_of
+from ..drawing.streams import Stream, source
+from ..kernels.dtypes import FORMATS
+from ..laws import Law, Normal
+from ..laws.floats import as_float
+from .sparse import zero_smallest
+
+T = TypeVar("T", bound=Target)
+
+
+def orthogonal(target: T, gain: float, generator: Generator | None, stream: Stream | None, compiled: bool) -> T:
+    """Q of a Gaussian matrix's QR, with no factorisation: its reflections can be drawn (Stewart 1980).
+
+    Householder's QR meets at step k a column that the reflections before have left Gaussian, of length n - k and
+    independent of all that they were made from. So fresh samples may stand in for it, and only the product
+    of the reflections is left to compute: half the work, beside one matrix where torch takes three.
+    4096 x 4096 float32 on two cores: 0.51 s and 75 MB, torch.nn.init 1.47 s and 205 MB.
+    """
+    local = local_of(target)
+    if target.numel() == 0 or local.is_meta:
+        return target
+    half = FORMATS[local.dtype].rounding is not None
+    rows = target.shape[0]
+    columns = target.numel() // rows
+    # One reflection a row, which is the column-major matrix that LAPACK wants.
+    short, long = sorted((rows, columns))
+    vectors = torch.empty(short, long, dtype=torch.float32 if half else local.dtype, device=local.device)
+    fill(vectors, Normal(0.0, 1.0), stream=source(target, generator, stream), compiled=compiled)
+    with torch.no_grad():
+        signs, scales = reflections(vectors)
+        signs.mul_(as_float(gain))
+        turned = vectors.t()
+        torch.linalg.householder_product(turned, scales, out=turned)
+        vectors.mul_(signs[:, None])
+        whole = (vectors if rows == short else turned).reshape(target.shape)
+        local.copy_(whole[target.box] if isinstance(target, Shard) else whole)
+    return target
+
+
+def reflections(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """In each row k, from element k on, made in place: the Householder vector that takes it to a multiple of e_k.
+
+    LAPACK's form: H = 1 - scale v v^T; v's element k is 1 and is not stored, what stands before it does not count.
+    Returns the signs of the multiples, which are the diagonal of R and make the product Haar-distributed (Mezzadri
+    2007), and the scales. A vector of zeros reflects nothing. No square underflows: a sample is 0 or beyond 1e-15
+    (float64: 1e-30).
+    """
+    vectors.triu_()
+    first = vectors.diagonal().clone()
+    multiple = -torch.copysign(torch.linalg.vector_norm(vectors, dim=1), first)
+    zero = multiple == 0
+    vectors.div_((first - multiple).masked_fill_(zero, 1)[:, None])
+    scales = (1 - first / multiple).masked_fill_(zero, 0)
+    return torch.ones_like(first).masked_fill_(multiple < 0, -1), scales
+
+
+def sparse(target: T, zeros: int, law: Law, generator: Generator | None, stream: Stream | None, compiled: bool) -> T:
+    stream = source(target, generator, stream)
+    fill(target, law, stream=stream, compiled=compiled)
+    zero_smallest(target, zeros, stream.child("zeros"), compiled)
+    return target
+
+
+def eye_shard(target: Shard) -> None:
+    with torch.no_grad():
+        target.local.zero_().diagonal(target.offset[0] - target.offset[1]).fill_(1)
+
+
+def dirac(target: Target, groups: int) -> None:
+    """One in the middle of the receptive field for as many channels of each group as there are both in and out."""
+    local = local_of(target)
+    if local.is_meta:
+        return
+    offset = target.offset if isinstance(target, Shard) else (0,) * local.dim()
+    out_channels = target.shape[0] // groups
+    group = torch.arange(groups, device="cpu").repeat_interleave(channels := min(out_channels, target.shape[1]))
+    channel = torch.arange(channels, device="cpu").repeat(groups)
+    middle = [torch.full_like(channel, size // 2) for size in target.shape[2:]]
+    index = (
+        torch.stack([group * out_channels + channel, channel, *middle]) - torch.tensor(offset, device="cpu")[:, None]
+    )
+    inside = ((index >= 0) & (index < torch.tensor(local.shape, device="cpu")[:, None])).all(dim=0)
+    with torch.no_grad():
+        local.zero_()
+        local[tuple(index[:, inside].to(local.device))] = 1

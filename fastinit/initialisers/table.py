@@ -1,0 +1,165 @@
+"""The initialisers as data: what law each one's arguments mean, and how a call comes to be drawn."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Generator
+
+from ..drawing import originals, quick
+from ..drawing.fill import write
+from ..drawing.originals import torchs_own
+from ..drawing.regions import Shard, Target, local_of
+from ..drawing.route import COMPILED, TORCH, way
+from ..drawing.streams import Stream
+from ..drawing.tell import warn
+from ..kernels.dtypes import FORMATS
+from ..laws import Law, Normal, TruncNormal, Uniform, working
+from ..laws.floats import as_float, is_proxy
+from .checks import check_bounds, check_moments
+from .fans import NUMBERS, kaiming_std, xavier_std
+
+T = TypeVar("T", bound=Target)
+Shape = Sequence[int]
+
+# --- laws of numbers ---------------------------------------------------------------------------
+
+
+def uniform(dtype: torch.dtype, a: float = 0.0, b: float = 1.0) -> Law | None:
+    greatest = FORMATS[dtype].greatest
+    return Uniform(a, b) if -greatest <= a <= b <= greatest and b - a <= greatest else None
+
+
+def normal(dtype: torch.dtype, mean: float = 0.0, std: float = 1.0) -> Law | None:
+    greatest = FORMATS[working(dtype)].greatest
+    return Normal(mean, std) if abs(mean) <= greatest and 0 <= std <= greatest else None
+
+
+def truncated(dtype: torch.dtype, mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0) -> Law | None:
+    check_moments(dtype, mean, std)
+    if is_far(law := TruncNormal(mean, std, a, b)):
+        warn(
+            "mean is more than 2 std from [a, b] in nn.init.trunc_normal_. The distribution of values may be incorrect."
+        )
+    check_bounds(dtype, mean, std, a, b)
+    return law
+
+
+def is_far(law: Law) -> bool:
+    """Whether torch warns of it."""
+    if not isinstance(law, TruncNormal):
+        return False
+    return law.centre < law.a - 2 * law.scale or law.centre > law.b + 2 * law.scale  # not if there is a nan
+
+
+# By the names of torch.nn.init, which are those of the tensor's own methods, too: the law that these numbers mean in a
+# dtype, or None where only torch can say what they mean.
+OF_NUMBERS: dict[str, Callable[..., Law | None]] = {
+    "uniform_": uniform,
+    "normal_": normal,
+    "trunc_normal_": truncated,
+}
+
+# --- laws of a weight's shape ------------------------------------------------------------------
+
+
+class Scaled(NamedTuple):
+    """An initialiser whose law's scale follows from the fans: `std(shape, *values, layout)`, and the law's form."""
+
+    std: Callable[..., Any]
+    function: str  # which of OF_NUMBERS
+    values_of: Callable[[Any], tuple[Any, Any]]  # its arguments, from the standard deviation
+    passes_empty: bool = False  # whether tensors without elements are left alone, with a warning
+
+
+def symmetric(std: Any) -> tuple[Any, Any]:
+    bound = math.sqrt(3.0) * std
+    return -bound, bound
+
+
+def centred(std: Any) -> tuple[Any, Any]:
+    return 0.0, std
+
+
+OF_SHAPES = {
+    "xavier_uniform_": Scaled(xavier_std, "uniform_", symmetric),
+    "xavier_normal_": Scaled(xavier_std, "normal_", centred),
+    "kaiming_uniform_": Scaled(kaiming_std, "uniform_", symmetric, passes_empty=True),
+    "kaiming_normal_": Scaled(kaiming_std, "normal_", centred, passes_empty=True),
+}
+# What is no law of independent elements, and what draws nothing.
+MATRICES, CONSTANTS = ("orthogonal_", "sparse_"), ("constant_", "ones_", "zeros_", "eye_", "dirac_")
+NAMES = (*OF_NUMBERS, *OF_SHAPES, *MATRICES, *CONSTANTS)
+
+
+def law_of(name: str, dtype: torch.dtype, shape: Shape, **arguments: Any) -> Law | None:
+    """The law that a call of an initialiser promises for each element; None where it promises none."""
+    if name in OF_SHAPES:
+        scaled = OF_SHAPES[name]
+        return OF_NUMBERS[scaled.function](dtype, *scaled.values_of(scaled.std(shape, layout=None, **arguments)))
+    return OF_NUMBERS[name](dtype, **{key: float(value) for key, value in arguments.items()})
+
+
+# --- drawing -----------------------------------------------------------------------------------
+
+
+def draw(
+    name: str,
+    target: T,
+    values: tuple[Any, ...],
+    generator: Generator | None,
+    fast: bool | None,
+    stream: Stream | None,
+    layout: str | None = None,
+) -> T:
+    """Serve a call of the initialiser `name` with these arguments, on the careful path."""
+    by = way(target, generator, fast, stream, name, layout)
+    scaled = OF_SHAPES.get(name)
+    function, given = name, values
+    if scaled is not None and (by is not TORCH or layout is not None):
+        if scaled.passes_empty and 0 in target.shape:
+            warn("Initializing zero-element tensors is a no-op")
+            return target
+        function = scaled.function
+        given = scaled.values_of(scaled.std(target.shape, *values, layout))
+    if by is TORCH:
+        return originals.call(originals.originals[function], target, *given, generator)
+    numbers = as_numbers(function, *given)
+    law = None if numbers is None else OF_NUMBERS[function](target.dtype, *numbers)
+    if law is None:
+        return by_torch(function, target, stream, numbers or given, generator)
+    engine = write(target, law, generator, stream, by is COMPILED)
+    if engine is not None and isinstance(target, torch.Tensor) and not is_far(law):  # which warns every time
+        quick.remember(name, target, values, layout, scaled is not None, law, engine)
+    return target
+
+
+def as_numbers(function: str, *values: Any) -> tuple[float, ...] | None:
+    """The values as floats; None where only torch can say what they are worth."""
+    try:
+        if not {*map(type, values)} <= NUMBERS:
+            values = tuple(map(as_float, values))
+        if not {*map(type, values)} <= NUMBERS:
+            if any(map(is_proxy, values)):
+                return None
+            # Whatever else torch takes for a float, and its TypeError for the rest. What is in range, the law asks.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                torchs_own(function)(torch.empty(0, dtype=torch.float64, device="cpu"), *values)
+        return tuple(float(value) + 0.0 for value in values)  # no -0.0: it equals 0.0, and so do laws made of it
+    except (RuntimeError, ValueError, OverflowError):
+        return None
+
+
+def by_torch(
+    function: str, target: T, stream: Stream | None, values: tuple[Any, ...], generator: Generator | None
+) -> T:
+    """Hand a call with odd numbers to torch, for its error or for whatever it makes of them."""
+    if isinstance(target, Shard) or stream is not None:
+        torchs_own(function)(local_of(target).new_empty((0,) * target.ndimension()), *values, generator)
+        raise ValueError(f"{function} with {values}: torch.nn.init has no error for this, and fastinit no law")
+    return originals.call(originals.originals[function], target, *values, generator)

@@ -1,0 +1,30 @@
+"""The distributions that tensors are filled with, each in a file of its own. This is the only list of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from . import exponential, normal, truncated_normal, uniform, words
+from .exponential import Exponential
+from .law import Example, Law, Parameters, working
+from .normal import Normal
+from .truncated_normal import TruncNormal
+from .uniform import Uniform
+from .words import Words
+
+ALL = (words, uniform, normal, truncated_normal, exponential)
+EXAMPLES: dict[str, Example] = {name: example for law in ALL for name, example in law.EXAMPLES.items()}
+
+__all__ = [
+    "ALL", "EXAMPLES", "Example", "Exponential", "Law", "Normal", "Parameters", "TruncNormal", "Uniform", "Words",
+    "examples", "working",
+]  # fmt: skip
+
+
+def examples() -> Iterator[tuple[str, Law, torch.dtype]]:
+    """Every example in each of its dtypes."""
+    for name, example in EXAMPLES.items():
+        for dtype in example.dtypes:
+            yield name, example.law, dtype

@@ -1,0 +1,1 @@
+"""The arithmetic that all engines share, and the numbers in it."""

@@ -1,0 +1,23 @@
+"""The operations that an engine brings. Here they only have their names: see `bind`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .bind import Primitive
+
+Number = Any  # what the arithmetic computes with: an array, a tensor, vectors of LLVM or Triton
+
+u32: Any = Primitive("u32")  # to an unsigned word, modulo 2^32
+i32: Any = Primitive("i32")  # a word read as a signed number
+real: Any = Primitive("real")  # an integer to the working precision, rounded to nearest even
+bits: Any = Primitive("bits")  # a float's bits, as a signed integer of its width
+unbits: Any = Primitive("unbits")  # the float that has these bits
+negative: Any = Primitive("negative")  # a float with its sign flipped
+mulhilo: Any = Primitive("mulhilo")  # the high and the low word of a word times a constant
+fma: Any = Primitive("fma")  # x * y + z, rounded once
+sqrt: Any = Primitive("sqrt")  # correctly rounded
+where: Any = Primitive("where")  # condition ? a : b
+minimum: Any = Primitive("minimum")  # x < y ? x : y, so the second on a tie
+maximum: Any = Primitive("maximum")  # x > y ? x : y
+horner: Any = Primitive("horner")  # a polynomial, highest order first, by fma

@@ -1,0 +1,123 @@
+"""What every engine has in common: what it is asked for, what it answers, and how a block is laid out."""
+
+from __future__ import annotations
+
+import threading
+import types
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import torch
+
+from .arithmetic.bind import Arithmetic
+from .arithmetic.primitives import Number
+
+# Sixteen neighbours come from sixteen neighbouring counters; a block is all that these sixteen draw.
+COLUMNS = 16
+GPUS = ("cuda", "xpu")  # ROCm's devices call themselves cuda, too
+
+
+class Sampler(NamedTuple):
+    """Arithmetic that turns random bits and parameters into a sample, and how it wants to be called.
+
+    It takes the low and the high word of an element's random bits, which are one word in float32, and the parameters.
+    """
+
+    function: types.FunctionType
+    series_after: int | None = None  # its last argument is a series: how many parameters stand before it
+    whole_first: bool = False  # its first parameter is compared with a word, and so is an int
+    pairs: bool = False  # it takes the bits of two elements, and returns both samples
+    short: bool = False  # it needs so few registers that a GPU's thread may draw twice as many at a time
+
+
+SAMPLERS: dict[str, Sampler] = {}  # by kind, which is the function's name; laws enter theirs
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def sampler(
+    *, series_after: int | None = None, whole_first: bool = False, pairs: bool = False, short: bool = False
+) -> Callable[[F], F]:
+    """Enters a function of the arithmetic as a kind of sample that engines can draw; for the facts see `Sampler`."""
+
+    def enter(function: F) -> F:
+        assert isinstance(function, types.FunctionType)
+        if function.__name__ in SAMPLERS:
+            raise ValueError(f"there is a sampler {function.__name__} already")
+        SAMPLERS[function.__name__] = Sampler(function, series_after, whole_first, pairs, short)
+        return function
+
+    return enter
+
+
+class Draw(NamedTuple):
+    """A law of the arithmetic with its parameters, and the stream that its random words come from."""
+
+    kind: str
+    parameters: tuple[float, ...]
+    seed: int
+    id: int
+
+
+class KernelMissing(Exception):
+    """A kernel is neither loaded nor on disk, and cannot be compiled or not be run. Nothing has been written."""
+
+
+class Engine(Protocol):
+    """One way to run the arithmetic."""
+
+    name: str
+    compiled: bool
+
+    def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Why this engine cannot fill such a tensor, as the end of a sentence; None if it can."""
+
+    def fill(self, out: torch.Tensor, draw: Draw, first: int, steps: Sequence[int] | None) -> None:
+        """Write into `out[n]` the draw's element `first + sum(n[d] * steps[d])`, for every index n.
+
+        Steps of None are those of `out`'s own shape in row-major order. `out` may lie in memory as it likes. Raises
+        `KernelMissing` where there is no kernel for it, before anything is written.
+        """
+
+
+class SettingUp(threading.local):
+    """`with setting_up.lock:` around what must not begin anew in its own middle: importing an engine or compiling.
+
+    A signal handler or a finaliser may fill a tensor there, and would find modules and Numba's tables half made.
+    Each thread has a lock of its own, which keeps count whatever exception comes in between.
+    """
+
+    def __init__(self) -> None:
+        self.lock: Any = threading.RLock()
+
+    @property
+    def is_on(self) -> bool:
+        """Whether the calling thread is in the middle of it."""
+        return bool(self.lock._is_owned())
+
+
+setting_up = SettingUp()
+
+
+def lanes_in_block(width: int) -> int:
+    """How many elements one counter draws: one for each word, or for each pair of words."""
+    return 128 // width
+
+
+def block_size(width: int) -> int:
+    """How many neighbouring elements sixteen counters draw together."""
+    return COLUMNS * lanes_in_block(width)
+
+
+def sample_lanes(
+    arithmetic: Arithmetic, kind: str, words: Sequence[Number], parameters: Sequence[Number]
+) -> list[Number]:
+    """The samples that one counter's four words give, one a lane, in the working precision."""
+    found = SAMPLERS[kind]
+    draw, head = arithmetic(found.function), found.series_after
+    arguments = tuple(parameters) if head is None else (*parameters[:head], tuple(parameters[head:]))
+    bits = [(w, w) for w in words] if arithmetic.width == 32 else [(words[0], words[1]), (words[2], words[3])]
+    if found.pairs:
+        twos = zip(bits[::2], bits[1::2], strict=True)
+        return [sample for a, b in twos for sample in draw(*a, *b, *arguments)]
+    return [draw(low, high, *arguments) for low, high in bits]

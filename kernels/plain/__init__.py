@@ -1,0 +1,1 @@
+"""Engines of plain array operations: NumPy's, to read and to compare with, and torch's, for any device."""

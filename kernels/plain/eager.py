@@ -1,0 +1,153 @@
+"""The eager engine: the arithmetic as torch operations, where no compiled engine can be had. Same bits, slower.
+
+Words are held in int64, because torch has next to no unsigned arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..arithmetic.bind import Arithmetic
+from ..arithmetic.philox import philox
+from ..contract import COLUMNS, Draw, block_size, sample_lanes
+from ..dtypes import FORMATS, WIDTHS
+from ..runs import parts, row_major
+from . import fma as exact
+
+PART = 1 << 17  # elements at a time: forty-odd temporaries of 8 bytes each, some 40 MB
+MASK = 0xFFFFFFFF
+
+
+def doubled(v: Any) -> Any:
+    return v.double() if isinstance(v, Tensor) else v
+
+
+def fma_32(x: Any, y: Any, z: Any) -> Tensor:
+    return exact.fma_for_float32(doubled(x), doubled(y), doubled(z), torch).float()  # type: ignore[no-any-return]
+
+
+def fma_64(x: Any, y: Any, z: Any) -> Tensor:
+    return exact.fma(x, y, z, torch)  # type: ignore[no-any-return]
+
+
+def sqrt_32(x: Tensor) -> Tensor:
+    # Not torch.sqrt: some builds call a vector library whose last bit is not always right. A root taken in float64
+    # may be wrong there by a bit, but no float32 has a root that near to the middle of two float32.
+    return torch.sqrt(x.double()).float()
+
+
+def sqrt_64(x: Tensor) -> Tensor:
+    root = torch.sqrt(x)  # perhaps one off in its last place
+    rest = fma_64(-root, root, x)
+    up, down = torch.nextafter(root, root + 1), torch.nextafter(root, root - 1)
+    # The root is beyond the middle to a neighbour if root^2 is off by more than the gap times root.
+    root_or_down = torch.where(rest <= root * (down - root), down, root)
+    return torch.where(rest > root * (up - root), up, root_or_down)
+
+
+def mulhilo(a: Any, b: int) -> tuple[Any, Any]:
+    product = a * b
+    return (product >> 32) & MASK, product & MASK
+
+
+def primitives(real: torch.dtype, whole: torch.dtype, fma: Any, sqrt: Any) -> dict[str, Any]:
+    def horner(x: Tensor, coefficients: Sequence[float]) -> Tensor:
+        total = fma(x, coefficients[0], coefficients[1])
+        for coefficient in coefficients[2:]:
+            total = fma(total, x, coefficient)
+        return total  # type: ignore[no-any-return]
+
+    def where(condition: Tensor, a: Any, b: Any) -> Tensor:
+        if not isinstance(a, Tensor) and not isinstance(b, Tensor):  # torch would take its default dtype for both
+            a = torch.tensor(a, dtype=real, device=condition.device)
+        return torch.where(condition, a, b)
+
+    return {
+        "u32": lambda x: x.long() & MASK if isinstance(x, Tensor) else x & MASK,
+        "i32": lambda x: ((x ^ 0x80000000) - 0x80000000).int(),
+        "real": lambda x: x.to(real),
+        "bits": lambda x: x.view(whole),
+        "unbits": lambda x: x.view(real),
+        "negative": torch.neg,
+        "mulhilo": mulhilo,
+        "fma": fma,
+        "sqrt": sqrt,
+        "where": where,
+        "minimum": lambda x, y: torch.where(x < y, x, y),
+        "maximum": lambda x, y: torch.where(x > y, x, y),
+        "horner": horner,
+    }
+
+
+ARITHMETIC = {
+    32: Arithmetic(primitives(torch.float32, torch.int32, fma_32, sqrt_32), 32),
+    64: Arithmetic(primitives(torch.float64, torch.int64, fma_64, sqrt_64), 64),
+}
+
+
+def lanes_at(draw: Draw, counter: Tensor, width: int) -> list[Tensor]:
+    """All samples that these counters draw, a tensor for each lane."""
+    stream_low, stream_high = draw.id & MASK, draw.id >> 32
+    words = ARITHMETIC[32](philox)(
+        counter & MASK, (counter >> 32) & MASK, stream_low, stream_high, draw.seed & MASK, draw.seed >> 32
+    )
+    return sample_lanes(ARITHMETIC[width], draw.kind, words, draw.parameters)
+
+
+def neighbours(draw: Draw, first: int, count: int, width: int, device: torch.device) -> Tensor:
+    """Elements first to first + count - 1: whole blocks, cut to size."""
+    size = block_size(width)
+    blocks = torch.arange(first // size, (first + count - 1) // size + 1, device=device)
+    columns = torch.arange(COLUMNS, device=device)
+    lanes = lanes_at(draw, blocks[:, None] * COLUMNS + columns, width)
+    return torch.stack(lanes, dim=1).flatten()[first % size :][:count]
+
+
+def scattered(draw: Draw, indices: Tensor, width: int) -> Tensor:
+    """The elements at any indices: every lane is drawn for each, one is kept."""
+    size = block_size(width)
+    lanes = lanes_at(draw, indices // size * COLUMNS + indices % COLUMNS, width)
+    lane = indices % size // COLUMNS
+    samples = lanes[0]
+    for number in range(1, len(lanes)):
+        samples = torch.where(lane == number, lanes[number], samples)
+    return samples
+
+
+def rounded(samples: Tensor, dtype: torch.dtype) -> Tensor:
+    """Working-precision samples as `dtype`, rounded once."""
+    if dtype in FORMATS and (rounding := FORMATS[dtype].rounding) is not None:
+        pattern = ARITHMETIC[32](rounding)(samples)
+        return pattern.to(torch.uint8 if dtype.itemsize == 1 else torch.int16).view(dtype)  # type: ignore[no-any-return]
+    return samples.to(dtype)
+
+
+class EagerEngine:
+    """Plain torch operations on the tensor's own device."""
+
+    name = "eager"
+    compiled = False
+
+    def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        if device.type == "mps":
+            return "it needs float64, which mps has not"
+        return None if dtype in WIDTHS else f"the stream contract does not cover {dtype}"
+
+    @torch.no_grad()
+    def fill(self, out: Tensor, draw: Draw, first: int, steps: Sequence[int] | None) -> None:
+        width, own = WIDTHS[out.dtype], row_major(out.shape)
+        steps = own if steps is None else steps
+        for part, start in parts(out, first, steps, PART):
+            # A part of several whole rows is one stretch of neighbours if its rows follow each other.
+            if all(n == 1 or s == t for n, s, t in zip(part.shape, steps, row_major(part.shape), strict=True)):
+                samples = neighbours(draw, start, part.numel(), width, out.device).view(part.shape)
+            else:
+                indices = torch.tensor(start, device=out.device)
+                for n, step in zip(part.shape, steps, strict=True):
+                    indices = indices[..., None] + torch.arange(n, device=out.device) * step
+                samples = scattered(draw, indices, width)
+            part.copy_(rounded(samples, out.dtype))

@@ -1,0 +1,115 @@
+"""The reference engine: the arithmetic over NumPy arrays, for tests and for reading. Slow and plain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..arithmetic.bind import Arithmetic
+from ..arithmetic.philox import philox
+from ..contract import COLUMNS, Draw, block_size, sample_lanes
+from ..dtypes import FORMATS, WIDTHS
+from ..runs import parts, row_major
+from . import fma as exact
+
+Array = NDArray[Any]
+PART = 1 << 18  # elements at a time: some forty temporaries of 8 bytes each
+
+
+def fma_32(x: Any, y: Any, z: Any) -> Array:
+    x, y, z = (np.asarray(v, np.float32).astype(np.float64) for v in (x, y, z))
+    return exact.fma_for_float32(x, y, z, np).astype(np.float32)  # type: ignore[no-any-return]
+
+
+def fma_64(x: Any, y: Any, z: Any) -> Array:
+    x, y, z = (np.asarray(v, np.float64) for v in (x, y, z))
+    return exact.fma(x, y, z, np)  # type: ignore[no-any-return]
+
+
+def mulhilo(a: Array, b: int) -> tuple[Array, Array]:
+    product = a.astype(np.uint64) * np.uint64(b)
+    return (product >> np.uint64(32)).astype(np.uint32), product.astype(np.uint32)
+
+
+def primitives(real: type[np.floating], whole: type[np.signedinteger], fma: Any) -> dict[str, Any]:
+    def horner(x: Any, coefficients: Sequence[float]) -> Any:
+        total = fma(x, coefficients[0], coefficients[1])
+        for coefficient in coefficients[2:]:
+            total = fma(total, x, coefficient)
+        return total
+
+    return {
+        "u32": lambda x: np.asarray(x).astype(np.uint32),
+        "i32": lambda x: np.asarray(x).astype(np.uint32).view(np.int32),
+        "real": lambda x: np.asarray(x).astype(real),
+        "bits": lambda x: np.asarray(x).view(whole),
+        "unbits": lambda x: np.asarray(x).astype(whole).view(real),
+        "negative": np.negative,
+        "mulhilo": mulhilo,
+        "fma": fma,
+        "sqrt": np.sqrt,
+        "where": np.where,
+        "minimum": lambda x, y: np.where(x < y, x, y),
+        "maximum": lambda x, y: np.where(x > y, x, y),
+        "horner": horner,
+    }
+
+
+ARITHMETIC = {
+    32: Arithmetic(primitives(np.float32, np.int32, fma_32), 32),
+    64: Arithmetic(primitives(np.float64, np.int64, fma_64), 64),
+}
+
+
+def values_at(draw: Draw, indices: NDArray[np.int64], width: int) -> Array:
+    """The draw's elements at `indices`, in the working precision: the stream contract, read out loud."""
+    block, within = np.divmod(indices, block_size(width))
+    lane, column = np.divmod(within, COLUMNS)
+    counter = (block * COLUMNS + column).astype(np.uint64)
+
+    def word(value: Any) -> Array:
+        return np.broadcast_to(np.asarray(value, np.uint64).astype(np.uint32), counter.shape)
+
+    words = ARITHMETIC[32](philox)(
+        word(counter), word(counter >> np.uint64(32)), word(draw.id & 0xFFFFFFFF), word(draw.id >> 32),
+        word(draw.seed & 0xFFFFFFFF), word(draw.seed >> 32),
+    )  # fmt: skip
+    dtype = np.float64 if width == 64 else np.float32
+    parameters = [p if isinstance(p, int) else dtype(p) for p in draw.parameters]
+    lanes = sample_lanes(ARITHMETIC[width], draw.kind, words, parameters)
+    return np.choose(lane, lanes)
+
+
+def rounded(samples: Array, dtype: torch.dtype) -> torch.Tensor:
+    """Working-precision samples as a tensor of `dtype`, rounded once."""
+    if dtype in FORMATS and (rounding := FORMATS[dtype].rounding) is not None:
+        pattern = ARITHMETIC[32](rounding)(samples)
+        whole = np.uint8 if dtype.itemsize == 1 else np.uint16
+        return torch.from_numpy(pattern.astype(whole)).view(dtype)
+    return torch.from_numpy(samples.view(np.int32) if dtype is torch.int32 else samples)
+
+
+class ReferenceEngine:
+    """NumPy, any device: what every other engine is compared with."""
+
+    name = "reference"
+    compiled = False
+
+    def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        return None if dtype in WIDTHS else f"the stream contract does not cover {dtype}"
+
+    @torch.no_grad()
+    def fill(self, out: torch.Tensor, draw: Draw, first: int, steps: Sequence[int] | None) -> None:
+        steps = row_major(out.shape) if steps is None else steps
+        with np.errstate(over="ignore", invalid="ignore"):  # words wrap, and samples may overflow
+            for part, start in parts(out, first, steps, PART):
+                axes = [np.arange(n) * step for n, step in zip(part.shape, steps, strict=True)]
+                indices = np.array(start)
+                for axis in axes:
+                    indices = indices[..., None] + axis
+                samples = values_at(draw, indices.astype(np.int64), WIDTHS[out.dtype])
+                part.copy_(rounded(samples, out.dtype))

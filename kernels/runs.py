@@ -1,0 +1,65 @@
+"""Where the elements of a tensor stand: in the global tensor's row-major order, and in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+
+
+def row_major(shape: Sequence[int]) -> tuple[int, ...]:
+    """The step in row-major order of each dimension of a tensor of `shape`."""
+    steps, step = [], 1
+    for size in reversed(shape):
+        steps.append(step)
+        step *= size
+    return tuple(reversed(steps))
+
+
+def parts(out: torch.Tensor, first: int, steps: Sequence[int], limit: int) -> Iterator[tuple[torch.Tensor, int]]:
+    """`out` cut into parts of at most `limit` elements, each with its own first element; steps stay.
+
+    Cuts the outermost dimension that still can be cut, so that a part's elements are neighbours.
+    """
+    if out.numel() == 0:
+        return
+    if out.numel() <= limit:
+        yield out, first
+        return
+    dimension = next(d for d, size in enumerate(out.shape) if size > 1)
+    size = out.shape[dimension]
+    length = max(1, limit * size // out.numel())
+    for start in range(0, size, length):
+        part = out.narrow(dimension, start, min(length, size - start))
+        yield from parts(part, first + start * steps[dimension], steps, limit)
+
+
+class Runs(NamedTuple):
+    """A tensor's memory as stretches of neighbours in the global tensor; and the dimensions around them.
+
+    `stride` is in bytes; `outer` has each dimension's count, its step in elements of the stream and in bytes of memory.
+    """
+
+    length: int
+    stride: int
+    outer: list[tuple[int, int, int]]
+
+
+def runs_of(out: torch.Tensor, steps: Sequence[int]) -> Runs:
+    """Dimensions joined wherever memory and global index both go on from one to the next."""
+    size = out.element_size()
+    joined: list[tuple[int, int, int]] = []
+    for length, stride, step in zip(out.shape, out.stride(), steps, strict=True):
+        if length == 1:
+            continue
+        if joined:
+            before, outer_step, outer_stride = joined[-1]
+            if outer_step == length * step and outer_stride == length * stride * size:
+                joined[-1] = (before * length, step, stride * size)
+                continue
+        joined.append((length, step, stride * size))
+    if joined and joined[-1][1] == 1:
+        length, _, stride = joined.pop()
+        return Runs(length, stride, joined)
+    return Runs(1, size, joined)
