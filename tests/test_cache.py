@@ -25,26 +25,33 @@ KERNELS = Path(fastinit.kernels.__file__).parent
 WORDS, NORMAL = ("words", torch.int32, "long", 0), ("normal", torch.float32, "long", 2)
 
 FIRST_CALL = """
-import json, sys, time, warnings, torch
-warnings.simplefilter("error")
+import json, sys, time, warnings
 start = time.process_time()
+import torch
+imported = time.process_time()
+warnings.simplefilter("error")
 import fastinit
 drawn = fastinit.normal_(torch.empty(1000), stream=fastinit.Stream(5))
-seconds = time.process_time() - start
-print(json.dumps([seconds, drawn[:4].tolist(), "numba" in sys.modules]))
+seconds = time.process_time() - imported
+print(json.dumps([seconds / (imported - start), drawn[:4].tolist(), "numba" in sys.modules]))
 """
 
 
 def test_a_second_process_loads_what_the_first_compiled(tmp_path):
-    """Without Numba, and less than 150 ms of work from importing fastinit to the first tensor."""
-    first = json.loads(fresh_python(FIRST_CALL, FASTINIT_CACHE_DIR=str(tmp_path)))
+    """Without Numba: from importing fastinit to the first tensor is a fifth of the work of importing torch, or less.
+
+    The bound is a share, for machines of any speed; the milliseconds are a row of `bench.guard`.
+    """
+    # With bytecode on disk, as installed packages have it.
+    environment = {"FASTINIT_CACHE_DIR": str(tmp_path), "PYTHONDONTWRITEBYTECODE": ""}
+    first = json.loads(fresh_python(FIRST_CALL, **environment))
     files = sorted(path.name for path in tmp_path.iterdir())
-    seconds = [json.loads(fresh_python(FIRST_CALL, FASTINIT_CACHE_DIR=str(tmp_path))) for _ in range(3)]
+    later = [json.loads(fresh_python(FIRST_CALL, **environment)) for _ in range(3)]
     assert sorted(path.name for path in tmp_path.iterdir()) == files
     assert len(files) == 2  # the law's kernel and the words that check the engine
-    assert min(time for time, *_ in seconds) < 0.150
-    assert all(values == first[1] for _, values, _ in seconds)
-    assert [numba for *_, numba in (first, *seconds)] == [True, False, False, False]
+    assert min(share for share, *_ in later) < 0.2 < first[0]  # which compiled
+    assert all(values == first[1] for _, values, _ in later)
+    assert [numba for *_, numba in (first, *later)] == [True, False, False, False]
 
 
 def test_a_cut_or_foreign_file_is_compiled_anew(tmp_path):

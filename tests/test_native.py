@@ -177,15 +177,17 @@ def test_code_that_calls_something_else_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_kernel_compiles_in_two_seconds(form):
-    """Of a thread's own time: those of each form that take longest."""
+def test_the_largest_kernel_compiles_nearly_as_fast_as_the_smallest(form):
+    """Of each form, in the thread's own time: most of it is Numba's, whatever the law."""
     from fastinit.kernels.cpu.compile import compile_kernel
 
-    wanted = ("truncated_wide", torch.float8_e4m3fn, form, 8)
-    compile_kernel("words", torch.int32, "rows", 0)  # Numba's own first steps are no part of it
-    start = time.thread_time()
-    compile_kernel(*wanted)
-    assert time.thread_time() - start < 2
+    def seconds(*wanted: object) -> float:
+        start = time.thread_time()
+        compile_kernel(*wanted)
+        return time.thread_time() - start
+
+    seconds("words", torch.int32, "rows", 0)  # Numba's own first steps are no part of it
+    assert seconds("truncated_wide", torch.float8_e4m3fn, form, 8) < 4 * seconds("words", torch.int32, form, 0)
 
 
 TELL = """

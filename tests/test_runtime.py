@@ -29,21 +29,22 @@ KERNELS = Path(fastinit.kernels.__file__).parent
 
 
 def test_import_is_light():
-    """Neither numba nor triton, and less than 50 ms of work on top of torch (the median of three)."""
+    """Neither numba nor triton, and a tenth of the work of importing torch, or less (the median of three)."""
     code = """
 import json, sys, time
-import torch
-before = set(sys.modules)
 start = time.process_time()
+import torch
+imported = time.process_time()
+before = set(sys.modules)
 import fastinit
-seconds = time.process_time() - start
+share = (time.process_time() - imported) / (imported - start)
 new = {name.split(".")[0] for name in set(sys.modules) - before}
-print(json.dumps([seconds, sorted(new & {"numba", "llvmlite", "triton", "rich", "tqdm", "matplotlib", "scipy"})]))
+print(json.dumps([share, sorted(new & {"numba", "llvmlite", "triton", "rich", "tqdm", "matplotlib", "scipy"})]))
 """
     # With bytecode on disk, as installed packages have it.
     runs = [json.loads(fresh_python(code, PYTHONDONTWRITEBYTECODE="")) for _ in range(3)]
     assert all(heavy == [] for _, heavy in runs)
-    assert sorted(seconds for seconds, _ in runs)[1] < 0.050
+    assert sorted(share for share, _ in runs)[1] < 0.1
 
 
 def broken_numba(tmp_path: Path, text: str) -> dict[str, str]:
