@@ -20,14 +20,15 @@ from typing import Any, TypeVar
 import torch
 from torch import Generator
 
-from .drawing import originals, quick
+from .drawing import originals
 from .drawing.fill import fill
 from .drawing.originals import call, torch_init
 from .drawing.regions import Shard, Target, local_of
 from .drawing.route import COMPILED, TORCH, decided_by_others, outside_contract, refuse_inference_write, way
 from .drawing.streams import Stream, check_source
 from .initialisers import matrices
-from .initialisers.table import OF_NUMBERS, as_numbers, by_torch, draw
+from .initialisers.quick import serve
+from .initialisers.table import OF_NUMBERS, as_numbers, by_torch
 from .laws import Words
 
 T = TypeVar("T", bound=Target)
@@ -50,10 +51,7 @@ def uniform_(
     stream: Stream | None = None,
 ) -> T:
     """Fill with samples uniform on [a, b), as `torch.nn.init.uniform_`."""
-    values = (a, b)
-    if quick.fill("uniform_", tensor, values, generator, fast, stream):
-        return tensor
-    return draw("uniform_", tensor, values, generator, fast, stream)
+    return serve("uniform_", tensor, (a, b), generator, fast, stream)
 
 
 def normal_(
@@ -66,10 +64,7 @@ def normal_(
     stream: Stream | None = None,
 ) -> T:
     """Fill with samples of N(mean, std^2), as `torch.nn.init.normal_`; none beyond 6.77 std (9.5 in float64)."""
-    values = (mean, std)
-    if quick.fill("normal_", tensor, values, generator, fast, stream):
-        return tensor
-    return draw("normal_", tensor, values, generator, fast, stream)
+    return serve("normal_", tensor, (mean, std), generator, fast, stream)
 
 
 def trunc_normal_(
@@ -88,10 +83,7 @@ def trunc_normal_(
     By inverse distribution function: one pass and no redrawing, for bounds anywhere, infinite ones too.
     No value lies outside [a, b], as the tensor's dtype rounds.
     """
-    values = (mean, std, a, b)
-    if quick.fill("trunc_normal_", tensor, values, generator, fast, stream):
-        return tensor
-    return draw("trunc_normal_", tensor, values, generator, fast, stream)
+    return serve("trunc_normal_", tensor, (mean, std, a, b), generator, fast, stream)
 
 
 def bits_(tensor: T, generator: Generator | None = None, *, stream: Stream | None = None) -> T:
@@ -133,10 +125,7 @@ def xavier_uniform_(
     layout: str | None = None,
 ) -> T:
     """Uniform with std gain * sqrt(2 / (fan_in + fan_out)), as torch has it (Glorot and Bengio 2010, equation 16)."""
-    values = (gain,)
-    if quick.fill("xavier_uniform_", tensor, values, generator, fast, stream, layout, shaped=True):
-        return tensor
-    return draw("xavier_uniform_", tensor, values, generator, fast, stream, layout)
+    return serve("xavier_uniform_", tensor, (gain,), generator, fast, stream, layout, shaped=True)
 
 
 def xavier_normal_(
@@ -149,10 +138,7 @@ def xavier_normal_(
     layout: str | None = None,
 ) -> T:
     """Normal with std gain * sqrt(2 / (fan_in + fan_out)), as torch has it (Glorot and Bengio 2010, equation 12)."""
-    values = (gain,)
-    if quick.fill("xavier_normal_", tensor, values, generator, fast, stream, layout, shaped=True):
-        return tensor
-    return draw("xavier_normal_", tensor, values, generator, fast, stream, layout)
+    return serve("xavier_normal_", tensor, (gain,), generator, fast, stream, layout, shaped=True)
 
 
 def kaiming_uniform_(
@@ -167,10 +153,7 @@ def kaiming_uniform_(
     layout: str | None = None,
 ) -> T:
     """Uniform with std gain / sqrt(fan), as torch has it (He et al. 2015, equations 10 and 14)."""
-    values = (a, mode, nonlinearity)
-    if quick.fill("kaiming_uniform_", tensor, values, generator, fast, stream, layout, shaped=True):
-        return tensor
-    return draw("kaiming_uniform_", tensor, values, generator, fast, stream, layout)
+    return serve("kaiming_uniform_", tensor, (a, mode, nonlinearity), generator, fast, stream, layout, shaped=True)
 
 
 def kaiming_normal_(
@@ -185,10 +168,7 @@ def kaiming_normal_(
     layout: str | None = None,
 ) -> T:
     """Normal with std gain / sqrt(fan), as torch has it (He et al. 2015, equations 10 and 14)."""
-    values = (a, mode, nonlinearity)
-    if quick.fill("kaiming_normal_", tensor, values, generator, fast, stream, layout, shaped=True):
-        return tensor
-    return draw("kaiming_normal_", tensor, values, generator, fast, stream, layout)
+    return serve("kaiming_normal_", tensor, (a, mode, nonlinearity), generator, fast, stream, layout, shaped=True)
 
 
 def orthogonal_(

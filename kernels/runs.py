@@ -46,11 +46,14 @@ class Runs(NamedTuple):
     outer: list[tuple[int, int, int]]
 
 
-def runs_of(out: torch.Tensor, steps: Sequence[int]) -> Runs:
-    """Dimensions joined wherever memory and global index both go on from one to the next."""
-    size = out.element_size()
+def runs_of(shape: Sequence[int], strides: Sequence[int], size: int, steps: Sequence[int] | None) -> Runs:
+    """Dimensions joined wherever memory and global index both go on from one to the next.
+
+    Of a tensor whose elements have `size` bytes; its strides are in elements, and so are its steps in the global
+    tensor's row-major order (its own, if None).
+    """
     joined: list[tuple[int, int, int]] = []
-    for length, stride, step in zip(out.shape, out.stride(), steps, strict=True):
+    for length, stride, step in zip(shape, strides, row_major(shape) if steps is None else steps, strict=True):
         if length == 1:
             continue
         if joined:

@@ -14,6 +14,8 @@ import pytest
 import torch
 from scipy import stats
 
+import fastinit.init
+from fastinit.initialisers import quick
 from fastinit.kernels.dtypes import FORMATS
 from fastinit.laws import EXAMPLES, Exponential, Law, Normal, TruncNormal, Uniform, examples
 
@@ -123,6 +125,26 @@ def python(code: str, **environment: str) -> str:
     status, printed, errors = forked.run(code, {**os.environ, **environment})
     assert status == 0, errors
     return printed
+
+
+def watch_quick_fills(monkeypatch: pytest.MonkeyPatch, device: str = "cpu") -> list[str]:
+    """The names of calls that take the fast path there from now on: they return, and `table.draw` was not needed."""
+    quick_fills, careful = [], []
+    serve, draw = quick.serve, quick.draw
+
+    def drawn(name: str, *arguments: Any) -> Any:
+        careful.append(name)
+        return draw(name, *arguments)
+
+    def served(name: str, target: Any, *arguments: Any, **keywords: Any) -> Any:
+        before = len(careful)
+        result = serve(name, target, *arguments, **keywords)
+        quick_fills.extend([name] * (len(careful) == before and target.device.type == device))
+        return result
+
+    monkeypatch.setattr(quick, "draw", drawn)
+    monkeypatch.setattr(fastinit.init, "serve", served)
+    return quick_fills
 
 
 class FakeCudaGenerator:

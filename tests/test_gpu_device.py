@@ -8,13 +8,14 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from common import CASE_IDS, CASES, FLOATS, LAWS, name_of, same_bits
+from common import CASE_IDS, CASES, FLOATS, LAWS, name_of, same_bits, watch_quick_fills
 
 pytest.importorskip("triton", reason="needs Triton")
 
 import fastinit
 from fastinit import Stream
-from fastinit.drawing import engines, quick as quick_path
+from fastinit.drawing import engines
+from fastinit.initialisers import quick as quick_path
 from fastinit.kernels.contract import Draw
 from fastinit.kernels.cpu.engine import CpuEngine
 from fastinit.kernels.gpu.engine import GpuEngine
@@ -247,16 +248,8 @@ def test_a_device_that_is_not_the_current_one():
 @pytest.fixture
 def quick(monkeypatch) -> list[object]:
     """The laws that took the GPU's short way, none of which is known at first."""
-    seen, right = [], quick_path.fill
-
-    def watched(name, tensor, *arguments, **keywords):
-        done = right(name, tensor, *arguments, **keywords)
-        seen.extend([name] * (done and tensor.is_cuda))
-        return done
-
     monkeypatch.setattr(quick_path, "gpu_plans", {})
-    monkeypatch.setattr(quick_path, "fill", watched)
-    return seen
+    return watch_quick_fills(monkeypatch, "cuda")
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=name_of)

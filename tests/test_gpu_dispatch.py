@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import types
 import warnings
 
 import pytest
@@ -17,11 +16,6 @@ from fastinit.laws import Normal
 
 CUDA = torch.device("cuda", 0)
 LAW = Normal(0.0, 1.0).parameters(torch.float32)
-
-
-def tensor_on(device: torch.device, dtype: torch.dtype = torch.float32):
-    """As much of a tensor as the choice of an engine looks at."""
-    return types.SimpleNamespace(is_cpu=device.type == "cpu", device=device, dtype=dtype)
 
 
 class Gpu:
@@ -64,11 +58,11 @@ def gpu(monkeypatch):
 def test_a_gpu_that_draws_the_right_bits_is_trusted_after_one_trial(gpu):
     engine = gpu()
     for _ in range(3):
-        assert engines.choose(tensor_on(CUDA), None, LAW) is engine
-        assert engines.choose(tensor_on(CUDA), True, LAW) is engine
+        assert engines.choose(CUDA, torch.float32, None, LAW) is engine
+        assert engines.choose(CUDA, torch.float32, True, LAW) is engine
     assert engine.samples == 1
-    assert engines.choose(tensor_on(CUDA, torch.float16), None, LAW) is engine
-    assert engines.choose(tensor_on(torch.device("cuda", 1)), None, LAW) is engine
+    assert engines.choose(CUDA, torch.float16, None, LAW) is engine
+    assert engines.choose(torch.device("cuda", 1), torch.float32, None, LAW) is engine
     assert engine.samples == 3  # each dtype and each device has its own
     assert set(engines.trials.values()) == {None}
 
@@ -80,47 +74,47 @@ def test_a_gpu_that_fails_its_trial_leaves_the_work_to_plain_torch(gpu, fault, w
     """One wrong bit in three thousand elements is seen."""
     engine = gpu(fault)
     with pytest.warns(RuntimeWarning, match=f"its GPU engine does not work here: .*{words}"):
-        assert engines.choose(tensor_on(CUDA), None, LAW).name == "eager"
+        assert engines.choose(CUDA, torch.float32, None, LAW).name == "eager"
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a second one would be raised
-        assert engines.choose(tensor_on(CUDA), None, LAW).name == "eager"
+        assert engines.choose(CUDA, torch.float32, None, LAW).name == "eager"
     with pytest.raises(RuntimeError, match=f"fast=True needs a compiled engine: .*{words}"):
-        engines.choose(tensor_on(CUDA), True, LAW)
+        engines.choose(CUDA, torch.float32, True, LAW)
     assert engine.samples == 1
 
 
 def test_a_trial_is_put_off_while_a_graph_is_captured(gpu, monkeypatch):
     engine = gpu("bits")
     monkeypatch.setattr(engines, "capturing", lambda device: True)
-    assert engines.choose(tensor_on(CUDA), None, LAW) is engine
+    assert engines.choose(CUDA, torch.float32, None, LAW) is engine
     assert engine.samples == 0
     monkeypatch.setattr(engines, "capturing", lambda device: False)
     with pytest.warns(RuntimeWarning, match="other bits"):
-        assert engines.choose(tensor_on(CUDA), None, LAW).name == "eager"
+        assert engines.choose(CUDA, torch.float32, None, LAW).name == "eager"
 
 
 def test_without_triton_a_gpu_has_plain_torch_operations(gpu):
     gpu(without="ImportError: no triton")
     with pytest.warns(RuntimeWarning, match="its GPU engine does not work here: ImportError: no triton"):
-        assert engines.choose(tensor_on(CUDA), None, LAW).name == "eager"
+        assert engines.choose(CUDA, torch.float32, None, LAW).name == "eager"
     with pytest.raises(RuntimeError, match="fast=True needs a compiled engine: ImportError: no triton; leave"):
-        engines.choose(tensor_on(CUDA), True)
+        engines.choose(CUDA, torch.float32, True)
 
 
 def test_a_device_without_an_engine_is_staged(gpu):
     gpu()
-    engine = engines.choose(tensor_on(torch.device("mps")), None, LAW)
+    engine = engines.choose(torch.device("mps"), torch.float32, None, LAW)
     assert type(engine) is engines.StagedEngine
     assert not engine.compiled
     with pytest.raises(RuntimeError, match="there is no compiled engine for mps tensors"):
-        engines.choose(tensor_on(torch.device("mps")), True, LAW)
+        engines.choose(torch.device("mps"), torch.float32, True, LAW)
 
 
 def test_fill_tells_the_choice_which_law_it_is(gpu, monkeypatch):
     """Not before the generator would be asked: a refused call draws nothing from it."""
     seen = []
     choose = engines.choose
-    monkeypatch.setattr(engines, "choose", lambda *arguments: seen.append(arguments[1:]) or choose(*arguments))
+    monkeypatch.setattr(engines, "choose", lambda *arguments: seen.append(arguments[2:]) or choose(*arguments))
     fastinit.normal_(torch.empty(4), std=2.0, fast=True)
     assert seen == [(True, ("normal", (0.0, 2.0)))]
 
@@ -184,8 +178,8 @@ def test_memory_runs_out_for_one_trial_only(gpu, monkeypatch):
 
     engine.sample = once
     with pytest.warns(RuntimeWarning, match="out of memory"):
-        assert engines.choose(tensor_on(CUDA), None, LAW).name == "eager"
-    assert engines.choose(tensor_on(CUDA), None, LAW) is engine
+        assert engines.choose(CUDA, torch.float32, None, LAW).name == "eager"
+    assert engines.choose(CUDA, torch.float32, None, LAW) is engine
 
 
 @pytest.mark.parametrize("by", ["argument", "flag"])
@@ -209,7 +203,7 @@ def test_the_interpreter_is_kept_from_a_devices_memory(gpu):
     engine = gpu()
     engine.why_not = lambda device, dtype: "it writes to memory of the CPU (TRITON_INTERPRET=1), not of cuda"
     with pytest.warns(RuntimeWarning, match="TRITON_INTERPRET"):
-        assert engines.choose(tensor_on(CUDA), None, LAW).name == "eager"
+        assert engines.choose(CUDA, torch.float32, None, LAW).name == "eager"
     assert engine.samples == 0
 
 

@@ -259,7 +259,7 @@ def box_of(launch: Launched, fill: Fill) -> Box:
     and all numbers in the range of the types that the kernel counts in.
     """
     dtype, size, draw = fill.out.dtype, fill.out.dtype.itemsize, fill.draw
-    length, stride, outer = runs_of(fill.out, fill.steps or row_major(fill.out.shape))
+    length, stride, outer = runs_of(fill.out.shape, fill.out.stride(), fill.out.element_size(), fill.steps)
     dimensions = [*outer, (length, 1, stride)]
     where, (programs, *others) = launch.place, launch.grid
     assert others == [1, 1]
@@ -295,7 +295,7 @@ def box_of(launch: Launched, fill: Fill) -> Box:
 
 def assert_covered_once(launches: list[Launched], fill: Fill) -> None:
     """No two launches write the same element, and together they write as many as there are."""
-    length, _, outer = runs_of(fill.out, fill.steps or row_major(fill.out.shape))
+    length, _, outer = runs_of(fill.out.shape, fill.out.stride(), fill.out.element_size(), fill.steps)
     sizes = [*(size for size, _, _ in outer), length]
     boxes = [box_of(launch, fill) for launch in launches]
     assert all(start + extent <= size for box in boxes for (start, extent), size in zip(box, sizes, strict=True))

@@ -7,12 +7,13 @@ from decimal import Decimal
 
 import pytest
 import torch
-from common import FLOATS, bits, name_of, python, same_bits
+from common import FLOATS, bits, name_of, python, same_bits, watch_quick_fills
 from torch import nn
 
 import fastinit
 from fastinit import Stream
-from fastinit.drawing import quick, route
+from fastinit.drawing import route
+from fastinit.initialisers import quick
 
 CALLS = {
     "uniform_": (-0.5, 1.5),
@@ -29,15 +30,7 @@ CALLS = {
 def quick_fills(monkeypatch):
     """No plans at first; a list of what took the short way."""
     monkeypatch.setattr(quick, "plans", {})
-    seen, right = [], quick.fill
-
-    def watched(name, *arguments, **keywords):
-        done = right(name, *arguments, **keywords)
-        seen.extend([name] * done)
-        return done
-
-    monkeypatch.setattr(quick, "fill", watched)
-    return seen
+    return watch_quick_fills(monkeypatch)
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=name_of)
@@ -54,13 +47,14 @@ def test_the_second_call_is_quick_and_draws_the_same(name, dtype, quick_fills):
 @pytest.mark.parametrize("name", CALLS)
 def test_the_generator_advances_as_on_the_long_way(name, quick_fills):
     call = getattr(fastinit, name)
+    call(torch.empty(4, 4), *CALLS[name])  # makes the plan
     torch.manual_seed(5)
     long = [call(torch.empty(4, 4), *CALLS[name], fast=True) for _ in range(3)]
     torch.manual_seed(5)
     short = [call(torch.empty(4, 4), *CALLS[name]) for _ in range(3)]
     torch.manual_seed(5)
     given = [call(torch.empty(4, 4), *CALLS[name], generator=torch.default_generator) for _ in range(3)]
-    assert len(quick_fills) == 6  # the long way has made the plan
+    assert len(quick_fills) == 6
     assert all(same_bits(a, b) and same_bits(a, c) for a, b, c in zip(long, short, given, strict=True))
 
 
@@ -102,14 +96,14 @@ def test_no_elements_are_no_work():
     ids=["strided", "complex", "negated", "sparse", "mkldnn", "meta", "zero", "uninitialised", "list"],
 )
 def test_what_is_out_of_the_ordinary_is_looked_at_twice(tensor):
-    assert not quick.is_ordinary(tensor, None, None, None)
+    assert not quick.ordinary_address(tensor, None, None, None)
 
 
 def test_what_is_ordinary_is_not():
     """The control: the same question about plain tensors."""
     for tensor in (torch.empty(4), nn.Parameter(torch.empty(2, 3)), torch.empty(9)[3:]):
-        assert quick.is_ordinary(tensor, None, None, None)
-        assert quick.is_ordinary(tensor, torch.default_generator, None, None)
+        assert quick.ordinary_address(tensor, None, None, None)
+        assert quick.ordinary_address(tensor, torch.default_generator, None, None)
 
 
 @pytest.mark.parametrize("offset", [0, 3])
@@ -147,7 +141,7 @@ def test_nested_tensors_are_left_to_torch():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         nested = torch.nested.nested_tensor([torch.zeros(600_000), torch.zeros(4)])
-    assert not quick.is_ordinary(nested, None, None, None)
+    assert not quick.ordinary_address(nested, None, None, None)
     assert route.way(nested, None, None, None) is route.TORCH
     fastinit.normal_(nested)
 

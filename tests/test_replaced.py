@@ -10,7 +10,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.init as torch_init
-from common import ARGUMENTS, DRAWING, INITIALISERS, python, same_bits
+from common import ARGUMENTS, DRAWING, INITIALISERS, python, same_bits, watch_quick_fills
 from torch import nn
 
 import fastinit
@@ -88,18 +88,13 @@ def test_layers_are_made_with_ours_in_torchs_place(names):
 
 
 def test_ours_in_torchs_place_are_as_quick(monkeypatch):
-    seen, right = [], fastinit.drawing.quick.fill
-
-    def watched(*arguments, **keywords):
-        seen.append(right(*arguments, **keywords))
-        return seen[-1]
-
-    monkeypatch.setattr(fastinit.drawing.quick, "fill", watched)
+    quick_fills = watch_quick_fills(monkeypatch)
     fastinit.normal_(torch.empty(4))
     put_ours(ALL)
-    assert fastinit.drawing.quick.is_ordinary(torch.empty(4), None, None, None, "normal_")
+    assert fastinit.initialisers.quick.ordinary_address(torch.empty(4), None, None, None, "normal_")
+    quick_fills.clear()
     torch_init.normal_(torch.empty(4))
-    assert seen[-1]
+    assert quick_fills == ["normal_"]
 
 
 def test_a_partial_or_wrapper_of_ours_does_not_come_back_to_itself():
@@ -317,7 +312,7 @@ torch_init.normal_ = original
 for _ in range(3):
     assert torch.equal(drawn(fastinit.normal_, fast=False), torchs)
     assert not torch.equal(drawn(fastinit.normal_), torchs)
-assert fastinit.drawing.quick.is_ordinary(torch.empty(4), None, None, None, "normal_")
+assert fastinit.initialisers.quick.ordinary_address(torch.empty(4), None, None, None, "normal_")
 torch_init.normal_ = fastinit.normal_
 assert torch.equal(drawn(fastinit.normal_, fast=False), torchs)
 """)

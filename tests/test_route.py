@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +14,10 @@ from common import ARGUMENTS, DRAWING
 
 import fastinit
 from fastinit import Stream
-from fastinit.drawing import engines, flags, quick, route
+from fastinit.drawing import engines, flags, route
+from fastinit.initialisers import quick
+
+ROOT = Path(fastinit.__file__).parent
 
 KEYWORDS = {
     "nothing": {},
@@ -21,6 +28,8 @@ KEYWORDS = {
     "all": {"fast": True, "stream": Stream(1)},
 }
 # orthogonal_ and sparse_ draw into a second tensor, of another law or dtype.
+# Where there is an address, and no tensor any more: compiled code.
+COMPILED = ("kernels/cpu/loops.py", "kernels/cpu/blocks.py")
 CHOICES = {"orthogonal_": 1, "sparse_": 2}
 
 
@@ -40,7 +49,7 @@ def asked(monkeypatch):
 
     for owner, name in ((flags, "flag_of"), (engines, "choose"), (route, "outside_contract")):
         count(owner, name)
-    monkeypatch.setattr(quick, "fill", lambda *arguments, **keywords: False)
+    monkeypatch.setattr(quick, "ordinary_address", lambda *arguments: 0)
     return counts
 
 
@@ -60,3 +69,45 @@ def test_one_look_at_the_flags_and_one_choice_of_an_engine(name, keywords, flag,
         assert asked["flag_of"] == (keywords.get("fast") is None)
         assert asked["choose"] == (CHOICES.get(name, 1) if serves else 0)
         assert asked["outside_contract"] == serves
+
+
+def walk(call, tensor) -> list[str]:
+    """The files of the house that the tensor enters, one call after the other, from one file into another."""
+    entered: list[str] = []
+    folders = {str(ROOT): "fastinit", str(Path(fastinit.kernels.__file__).parent): "kernels"}
+
+    def profile(frame, event, argument) -> None:
+        if event != "call" or not any(value is tensor for value in list(frame.f_locals.values())):
+            return
+        here, caller = frame.f_code.co_filename, frame.f_back.f_code.co_filename
+        for folder, name in folders.items():
+            if here.startswith(folder + os.sep) and here != caller:
+                entered.append(name + here.removeprefix(folder))
+
+    sys.setprofile(profile)
+    try:
+        call(tensor)
+    finally:
+        sys.setprofile(None)
+    return entered
+
+
+def written_down(heading: str) -> list[str]:
+    """The files of a numbered list of kernels/README.md: what its items begin with."""
+    page = (Path(fastinit.kernels.__file__).parent / "README.md").read_text()
+    section = page.split(heading)[1].split("\n#")[0]
+    return re.findall(r"^\d+\. `([^`]+)`", section, re.MULTILINE)
+
+
+def test_the_way_of_a_large_tensor_is_written_down():
+    """Eight files or less, and none of them is called into twice."""
+    files = written_down("### A large tensor")
+    assert walk(fastinit.kaiming_normal_, torch.empty(1 << 20, 4)) == [file for file in files if file not in COMPILED]
+    assert len(set(files)) == len(files) <= 8
+
+
+def test_the_fast_path_is_written_down():
+    files = written_down("### A small tensor")
+    fastinit.kaiming_normal_(torch.empty(3, 4))
+    assert walk(fastinit.kaiming_normal_, torch.empty(3, 4)) == [file for file in files if file not in COMPILED]
+    assert len(set(files)) == len(files) <= 8

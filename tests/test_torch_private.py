@@ -31,7 +31,7 @@ builtins.getattr = asked
 if not isinstance(owner, type):
     setattr(owner, name, kept)  # torch goes on needing it
 from fastinit.drawing import torch_private
-from fastinit.drawing.quick import TYPES
+from fastinit.initialisers.quick import TYPES
 stream = fastinit.Stream(5)
 drawn = [
     fastinit.normal_(torch.empty(9), stream=stream),

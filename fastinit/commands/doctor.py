@@ -172,7 +172,7 @@ def who_serves() -> str:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that the eager engine is slow: a hint says so
-            return f"drawn by the {engines.choose(torch.empty(0, device='cpu'), False).name} engine"
+            return f"drawn by the {engines.choose(torch.device('cpu'), torch.float32, False).name} engine"
     except RuntimeError as error:
         return f"nobody: {error}"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
 import torch
@@ -142,7 +141,7 @@ def where_it_can(eager: Engine, device: torch.device, dtype: torch.dtype) -> Eng
     return eager if eager.why_not(device, dtype) is None else StagedEngine(eager)
 
 
-def without_kernel(tensor: Tensor, compiled: bool, error: KernelMissing) -> Engine:
+def without_kernel(device: torch.device, dtype: torch.dtype, compiled: bool, error: KernelMissing) -> Engine:
     """Who draws where the CPU engine works, by kernels that it once compiled, and Numba does not: the eager engine.
 
     Raises `RuntimeError` where a compiled or a named engine was asked for.
@@ -150,20 +149,8 @@ def without_kernel(tensor: Tensor, compiled: bool, error: KernelMissing) -> Engi
     eager = load("eager")
     if compiled or forced_engine.get() is not None or isinstance(eager, str):
         raise RuntimeError(f"a kernel is missing, and it cannot be compiled: {error}") from error
-    tell_once(tensor.device.type, str(error))
-    return where_it_can(eager, tensor.device, tensor.dtype)
-
-
-def draw_into(
-    engine: Engine, out: Tensor, compiled: bool, draw: Draw, first: int, steps: Sequence[int] | None
-) -> Engine:
-    """Have `engine` fill `out`, or the eager engine where a kernel is missing; returns who did."""
-    try:
-        engine.fill(out, draw, first, steps)
-    except KernelMissing as error:
-        engine = without_kernel(out, compiled, error)
-        engine.fill(out, draw, first, steps)
-    return engine
+    tell_once(device.type, str(error))
+    return where_it_can(eager, device, dtype)
 
 
 def tell_once(device_type: str, reason: str) -> None:
@@ -176,30 +163,29 @@ def tell_once(device_type: str, reason: str) -> None:
     )
 
 
-def choose(tensor: Tensor, compiled: bool, law: Parameters | None = None) -> Engine:
-    """The engine that draws into `tensor`: the one that `use_engine` names, else the device's own.
+def choose(device: torch.device, dtype: torch.dtype, compiled: bool, law: Parameters | None = None) -> Engine:
+    """The engine that draws into a tensor there: the one that `use_engine` names, else the device's own.
 
     On a GPU a law is tried before it is trusted, if the caller knows it already. Raises `RuntimeError` where a named
     engine, or any compiled one where `compiled` insists on one, cannot.
     """
     name = forced_engine.get()
     if name is None:
-        return compiled_or_substitute(tensor, compiled, law)
+        return compiled_or_substitute(device, dtype, compiled, law)
     found = load(name)
-    if isinstance(found, str) or (reason := found.why_not(tensor.device, tensor.dtype)) is not None:
+    if isinstance(found, str) or (reason := found.why_not(device, dtype)) is not None:
         raise RuntimeError(f"use_engine({name!r}): it cannot draw here: {found if isinstance(found, str) else reason}")
     if compiled and not found.compiled:
         raise RuntimeError(f"fast=True needs a compiled engine, and use_engine({name!r}) asks for one that is not")
     return found
 
 
-def compiled_or_substitute(tensor: Tensor, compiled: bool, law: Parameters | None) -> Engine:
+def compiled_or_substitute(device: torch.device, dtype: torch.dtype, compiled: bool, law: Parameters | None) -> Engine:
     if setting_up.is_on:
-        return meanwhile(tensor, compiled)
-    if tensor.is_cpu and not isinstance(cpu := load("cpu"), str):  # first, and without asking anything else
+        return meanwhile(device, dtype, compiled)
+    if device.type == "cpu" and not isinstance(cpu := load("cpu"), str):  # first, and without asking anything else
         return cpu
-    device = tensor.device
-    lacking = problem(device, tensor.dtype, law)
+    lacking = problem(device, dtype, law)
     if lacking is None:
         engine = load("gpu")
         assert not isinstance(engine, str), "problem() has seen it work"
@@ -215,7 +201,7 @@ def compiled_or_substitute(tensor: Tensor, compiled: bool, law: Parameters | Non
     return engine
 
 
-def meanwhile(tensor: Tensor, compiled: bool) -> Engine:
+def meanwhile(device: torch.device, dtype: torch.dtype, compiled: bool) -> Engine:
     """Who draws for a call in the middle of another one that sets up an engine on this thread: the eager engine."""
     if compiled:
         raise RuntimeError(
@@ -225,4 +211,4 @@ def meanwhile(tensor: Tensor, compiled: bool) -> Engine:
     eager = load("eager")
     if isinstance(eager, str):
         raise RuntimeError(f"this thread is in the middle of setting up an engine, and no other works: {eager}")
-    return where_it_can(eager, tensor.device, tensor.dtype)
+    return where_it_can(eager, device, dtype)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
-from ..kernels.contract import Draw, Engine
+from ..kernels.contract import Draw, Engine, KernelMissing
 from ..laws import Law
 from . import engines
-from .regions import Target, local_of, region
+from .regions import Box, Shard, Target, region
 from .streams import Stream, source
 from .torch_private import increment_version
 
@@ -38,18 +40,30 @@ def write(
     target: Target, law: Law, generator: torch.Generator | None, stream: Stream | None, compiled: bool
 ) -> Engine | None:
     """The same; returns who drew, None for a meta tensor."""
-    local, boxes = local_of(target), region(target)
+    local, boxes = (target.local, region(target)) if isinstance(target, Shard) else (target, [Box(target, 0, None)])
     if local.is_meta:
         return None
     kind, parameters = law.parameters(local.dtype)
-    engine = engines.choose(local, compiled, (kind, parameters))
+    engine = engines.choose(local.device, local.dtype, compiled, (kind, parameters))
     words = source(target, generator, stream)  # once it is known that something can draw
     draw = Draw(kind, parameters, words.seed, words.id)
     try:
         for part, first, steps in boxes:
             if part.numel():
-                engine = engines.draw_into(engine, part, compiled, draw, first, steps)
+                engine = draw_into(engine, part, compiled, draw, first, steps)
     finally:  # autograd must hear of writes that go around torch, interrupted ones too
         if not local.is_inference():
             increment_version((local,))
+    return engine
+
+
+def draw_into(
+    engine: Engine, out: Tensor, compiled: bool, draw: Draw, first: int, steps: Sequence[int] | None
+) -> Engine:
+    """Have `engine` fill `out`, or the eager engine where a kernel is missing; returns who did."""
+    try:
+        engine.fill(out, draw, first, steps)
+    except KernelMissing as error:
+        engine = engines.without_kernel(out.device, out.dtype, compiled, error)
+        engine.fill(out, draw, first, steps)
     return engine

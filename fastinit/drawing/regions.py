@@ -96,9 +96,7 @@ class Box(NamedTuple):
     steps: tuple[int, ...] | None
 
 
-def region(target: Target) -> list[Box]:
-    """The boxes of the global tensor that a local one holds; for now there is one."""
-    if not isinstance(target, Shard):
-        return [Box(target, 0, None)]
-    steps = row_major(target.shape)
-    return [Box(target.local, sum(at * step for at, step in zip(target.offset, steps, strict=True)), steps)]
+def region(shard: Shard) -> list[Box]:
+    """The boxes of the global tensor that its local one holds; for now there is one."""
+    steps = row_major(shard.shape)
+    return [Box(shard.local, sum(at * step for at, step in zip(shard.offset, steps, strict=True)), steps)]

@@ -7,11 +7,11 @@ from enum import Enum
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import Buffer, Parameter
 
 from ..kernels.contract import GPUS
 from ..kernels.dtypes import FORMATS, name_of
 from . import flags, originals
-from .quick import ORDINARY
 from .regions import Shard, Target, local_of
 from .streams import Stream, check_source
 from .torch_private import (
@@ -29,6 +29,7 @@ from .torch_private import (
     transform,
 )  # fmt: skip
 
+ORDINARY = {Tensor, Parameter, Buffer}  # tensors that are known to mean no more than their memory says
 SAMPLED = tuple(FORMATS)
 standing, torchs, ours = originals.standing, originals.originals, originals.ours
 

@@ -92,19 +92,20 @@ def drawn_seed(generator: torch.Generator | None) -> int:
 def source(target: Target, generator: torch.Generator | None, stream: Stream | None) -> Stream:
     """The stream that a call asks for, drawn from the generator where it names none."""
     if stream is None:
-        return Stream(drawn_seed(default_generator(target) if generator is None else generator))
+        if generator is None and not isinstance(target, Shard):
+            generator = default_generator(target.device)
+        return Stream(drawn_seed(generator))
     check_source(generator, stream)
     return stream
 
 
-def default_generator(target: Target) -> torch.Generator | None:
-    """The default generator that draws for `target`: the device's own if it was seeded apart, or None, the CPU's.
+def default_generator(device: torch.device) -> torch.Generator | None:
+    """The default generator that draws for a tensor there: the device's own if it was seeded apart, or None, the CPU's.
 
     Only in a process group of more than one rank, and not for shards: Megatron's tracker and a `torch.cuda.manual_seed`
     of each rank's own are there to make the ranks' numbers differ, which the CPU's generators, seeded alike, would not.
     """
-    device = target.device
-    if device.type not in GPUS or isinstance(target, Shard) or not has_other_ranks():
+    if device.type not in GPUS or not has_other_ranks():
         return None
     generators = getattr(getattr(torch, device.type), "default_generators", ())  # none before the device is in use
     if not generators:

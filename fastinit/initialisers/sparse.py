@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..drawing import engines
+from ..drawing.fill import draw_into
 from ..drawing.regions import Shard, Target, local_of
 from ..drawing.streams import Stream
 from ..kernels.contract import Draw, Engine
@@ -33,7 +34,7 @@ class Drawn:
     def box(self, out: Tensor, row: int, column: int) -> Tensor:
         draw = Draw("words", (), self.stream.seed, self.stream.id)
         first = row * self.columns + column
-        self.engine = engines.draw_into(self.engine, out, self.compiled, draw, first, (self.columns, 1))
+        self.engine = draw_into(self.engine, out, self.compiled, draw, first, (self.columns, 1))
         return out
 
 
@@ -49,8 +50,7 @@ def zero_smallest(target: Target, zeros: int, stream: Stream, compiled: bool) ->
         if zeros == rows:
             bits.zero_()
             return
-        like = torch.empty(0, dtype=torch.int32, device=local.device)
-        engine = engines.choose(like, compiled, Words().parameters(like.dtype))
+        engine = engines.choose(local.device, torch.int32, compiled, Words().parameters(torch.int32))
         words = Drawn(engine, stream, rows, columns, compiled)
         (zero_by_partition if local.is_cpu else zero_by_order)(bits, top, left, zeros, words)
 

@@ -10,13 +10,14 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Generator
 
-from ..drawing import originals, quick
+from ..drawing import originals
 from ..drawing.fill import write
 from ..drawing.originals import torchs_own
 from ..drawing.regions import Shard, Target, local_of
-from ..drawing.route import COMPILED, TORCH, way
+from ..drawing.route import COMPILED, TORCH, Way
 from ..drawing.streams import Stream
 from ..drawing.tell import warn
+from ..kernels.contract import Engine
 from ..kernels.dtypes import FORMATS
 from ..laws import Law, Normal, TruncNormal, Uniform, working
 from ..laws.floats import as_float, is_proxy
@@ -109,33 +110,34 @@ def law_of(name: str, dtype: torch.dtype, shape: Shape, **arguments: Any) -> Law
 
 def draw(
     name: str,
+    by: Way,
     target: T,
     values: tuple[Any, ...],
     generator: Generator | None,
-    fast: bool | None,
     stream: Stream | None,
-    layout: str | None = None,
-) -> T:
-    """Serve a call of the initialiser `name` with these arguments, on the careful path."""
-    by = way(target, generator, fast, stream, name, layout)
+    layout: str | None,
+) -> tuple[T, Law | None, Engine | None]:
+    """Have a call of the initialiser `name` with these arguments served by whom `route.way` found.
+
+    Returns what the call returns, and by which law and engine the like of it can be drawn; None where each has to be
+    looked at.
+    """
     scaled = OF_SHAPES.get(name)
     function, given = name, values
     if scaled is not None and (by is not TORCH or layout is not None):
         if scaled.passes_empty and 0 in target.shape:
             warn("Initializing zero-element tensors is a no-op")
-            return target
+            return target, None, None
         function = scaled.function
         given = scaled.values_of(scaled.std(target.shape, *values, layout))
     if by is TORCH:
-        return originals.call(originals.originals[function], target, *given, generator)
+        return originals.call(originals.originals[function], target, *given, generator), None, None
     numbers = as_numbers(function, *given)
     law = None if numbers is None else OF_NUMBERS[function](target.dtype, *numbers)
     if law is None:
-        return by_torch(function, target, stream, numbers or given, generator)
+        return by_torch(function, target, stream, numbers or given, generator), None, None
     engine = write(target, law, generator, stream, by is COMPILED)
-    if engine is not None and isinstance(target, torch.Tensor) and not is_far(law):  # which warns every time
-        quick.remember(name, target, values, layout, scaled is not None, law, engine)
-    return target
+    return target, None if is_far(law) else law, engine  # it warns every time
 
 
 def as_numbers(function: str, *values: Any) -> tuple[float, ...] | None:

@@ -13,7 +13,7 @@ from llvmlite import binding
 
 from ..contract import SAMPLERS, Draw, KernelMissing, block_size, setting_up
 from ..dtypes import WIDTHS
-from ..runs import row_major, runs_of
+from ..runs import runs_of
 from . import cache, native
 from .forms import BLOCKS_AT_ONCE, LINE, Form, Kernel, form_of, kernel_name
 from .identity import arithmetic_words
@@ -168,7 +168,7 @@ class CpuEngine:
             write = kernel(kind, dtype, "long", len(parameters))
             write(address, first, count, 0, count, dtype.itemsize, 0, 0, seed, stream, 0, parameters)
             return
-        runs = runs_of(out, row_major(out.shape) if steps is None else steps)
+        runs = runs_of(out.shape, out.stride(), dtype.itemsize, steps)
         length, stride, outer = runs
         form = form_of(runs, dtype)
         write = kernel(kind, dtype, form, len(parameters))

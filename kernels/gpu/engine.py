@@ -17,7 +17,7 @@ from triton.compiler import ASTSource, CompiledKernel
 from ..arithmetic.philox import philox
 from ..contract import COLUMNS, GPUS, SAMPLERS, Draw, block_size
 from ..dtypes import FORMATS, WIDTHS
-from ..runs import row_major, runs_of
+from ..runs import runs_of
 from . import tiles
 from .tiles import INTERPRETED
 
@@ -292,7 +292,7 @@ class GpuEngine:
     def fill(self, out: torch.Tensor, draw: Draw, first: int, steps: Sequence[int] | None) -> None:
         with made_current(out.device) as device:
             filling = Filling(device, out.dtype, draw)
-            length, stride, outer = runs_of(out, row_major(out.shape) if steps is None else steps)
+            length, stride, outer = runs_of(out.shape, out.stride(), out.element_size(), steps)
             if not outer and stride == out.element_size():
                 filling.neighbours(out.data_ptr(), first, length, TILES_FROM)
             else:

@@ -1,26 +1,24 @@
-"""The fast path: a call like one that was made before is a look-up and the kernel's call.
+"""Where every call of an initialiser begins: the fast path, where one like it was made before.
 
 torch fills a few elements in 2.4 us, so here every look at the tensor (some 50 ns each) and every call of a function
-counts. Whatever is out of the ordinary, and whatever is new, takes the careful path: `initialisers.table.draw`, which
-decides anew, and has the decision remembered. Both paths draw the same bits.
+counts. There a call is a look-up and the kernel's call. Whatever is new or large is drawn by `table.draw`, and small
+tensors' kernels are remembered; who draws into what is out of the ordinary, `route.way` decides. Same bits everywhere.
 """
 
 from __future__ import annotations
 
 from types import NoneType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import Buffer, Parameter
 
-from ..kernels.contract import Engine
-from ..kernels.dtypes import FORMATS
-from ..laws import Law
-from . import engines, flags, originals
-from .flags import forced_engine
-from .streams import LOWEST, Stream, default_generator, drawn, drawn_seed
-from .torch_private import (
+from ..drawing import engines, flags, originals
+from ..drawing.flags import forced_engine
+from ..drawing.regions import Target
+from ..drawing.route import KERNELS, ORDINARY, way
+from ..drawing.streams import LOWEST, Stream, default_generator, drawn, drawn_seed
+from ..drawing.torch_private import (
     COMPLETE,
     dispatch_modes,
     forward,
@@ -29,13 +27,17 @@ from .torch_private import (
     tracing,
     transform,
 )  # fmt: skip
+from ..kernels.contract import Engine
+from ..kernels.dtypes import FORMATS
+from ..laws import Law
+from .table import draw
 
 if TYPE_CHECKING:
     from ..kernels.cpu.engine import CpuEngine, Plan
     from ..kernels.gpu.engine import GpuEngine, Plan as GpuPlan
 
-ORDINARY = {Tensor, Parameter, Buffer}
-TYPES = ORDINARY if COMPLETE else set()  # `is_ordinary` asks torch for what may be missing
+T = TypeVar("T", bound=Target)
+TYPES = ORDINARY if COMPLETE else set()  # `ordinary_address` asks torch for what may be missing
 # Types of arguments by which a call is looked up. Values of other types may equal these, and mean something else.
 PLAIN = {float, int, str, NoneType}
 FLAG = flags.ATTRIBUTE
@@ -44,18 +46,21 @@ standing, torchs, ours = originals.standing, originals.originals, originals.ours
 is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 
 # A call to the kernel with what it takes: for small tensors of the CPU.
-plans: dict[tuple[Any, ...], Plan] = {}
+plans: dict[tuple[Any, ...] | None, Plan] = {}
 # The same and the number of a GPU, to what fills a tensor of any size there.
 gpu_plans: dict[tuple[tuple[Any, ...], int], GpuPlan] = {}
 MOST_PLANS = 1024  # as many as the laws' own caches hold
 
 
-def is_ordinary(
+def ordinary_address(
     tensor: Any, generator: torch.Generator | None, fast: bool | None, stream: Stream | None, name: str = "normal_"
-) -> bool:
-    """Whether nothing about this call of the initialiser `name` needs a second look: see `route.way`."""
+) -> int:
+    """Where the tensor's memory is, if nothing about this call of the initialiser `name` needs a second look, else 0.
+
+    `route.way` would say KERNELS then. No tensor without elements is ordinary.
+    """
     try:
-        return (
+        if (
             not is_dynamo_compiling()  # first: Dynamo need not trace the rest
             and fast is None
             and (generator is None or (type(generator) is torch.Generator and generator.device.type == "cpu"))
@@ -77,60 +82,62 @@ def is_ordinary(
             # See `route.outside_contract`.
             and ((address := tensor.data_ptr()) > FAR or address > 8 * tensor.storage_offset())
             and not (flags.in_use and flags.is_spoken_for(tensor))
-        )
+        ):
+            return address
     except RuntimeError:  # torch's, for an address, strides or a version that this tensor does not have
-        return False
+        return 0
     except KeyError:  # torch.nn.init has lost the function
-        return False
+        return 0
+    return 0
 
 
-def fill(
+def serve(
     name: str,
-    tensor: Any,
+    target: T,
     values: tuple[Any, ...],
     generator: torch.Generator | None,
     fast: bool | None,
     stream: Stream | None,
     layout: str | None = None,
     shaped: bool = False,
-) -> bool:
-    """Serve a call of the initialiser `name` if the like of it was remembered; returns whether it was.
+) -> T:
+    """Serve a call of the initialiser `name` with the arguments `values`; where `shaped`, its law depends on the shape.
 
-    `values` are its arguments; where `shaped`, its law depends on the tensor's shape. If it was not, nothing has
-    happened.
+    The whole fast path stands in this one function: another call would be 3 % of it.
     """
-    if not is_ordinary(tensor, generator, fast, stream, name) or forced_engine.get() is not None:
-        return False
-    for value in values:  # 50 ns, where `all` takes 200
-        if type(value) not in PLAIN:
-            return False
-    key: tuple[Any, ...] = (name, tensor.dtype, values)
-    if shaped:
-        if not has_known_shape_rules(layout):
-            return False
-        key = (*key, tensor.shape, layout)
-    if tensor.is_cuda:
-        return fill_gpu(tensor, key, generator, stream)
-    plan = plans.get(key)
-    if plan is None:
-        return False
-    write, parameters, most, size = plan
-    count = tensor.numel()
-    if count > most:
-        return False
-    if stream is not None:
-        seed, word = stream.seed, stream.id
-    elif generator is not None:
-        seed, word = drawn_seed(generator), 0
-    else:
-        drawn.draw(LOWEST, None)  # without `generator=`, which costs 70 ns
-        seed, word = drawn.room.value, 0
-    increment_version((tensor,))  # before the write: an interruption may come between
-    write(tensor.data_ptr(), 0, count, 0, count, size, 0, 0, seed, word, 0, parameters)
-    return True
+    address = ordinary_address(target, generator, fast, stream, name)
+    tensor: Any = target
+    key: tuple[Any, ...] | None = None
+    if address and forced_engine.get() is None and (not shaped or has_known_shape_rules(layout)):
+        key = (name, tensor.dtype, values, tensor.shape, layout) if shaped else (name, tensor.dtype, values)
+        for value in values:  # 50 ns, where `all` takes 200
+            if type(value) not in PLAIN:
+                key = None
+    if key is not None and tensor.is_cuda:
+        if fill_gpu(tensor, key, address, generator, stream):
+            return target
+    elif (plan := plans.get(key)) is not None and (count := tensor.numel()) <= plan[2]:
+        write, parameters, _, size = plan
+        if stream is not None:
+            seed, word = stream.seed, stream.id
+        elif generator is not None:
+            seed, word = drawn_seed(generator), 0
+        else:
+            drawn.draw(LOWEST, None)  # without `generator=`, which costs 70 ns
+            seed, word = drawn.room.value, 0
+        increment_version((tensor,))  # before the write: an interruption may come between
+        write(address, 0, count, 0, count, size, 0, 0, seed, word, 0, parameters)
+        return target
+    by = KERNELS if address else way(target, generator, fast, stream, name, layout)
+    result, law, engine = draw(name, by, target, values, generator, stream, layout)
+    if key is not None and law is not None and engine is not None:
+        remember(key, tensor, law, engine)
+    return result
 
 
-def fill_gpu(tensor: Tensor, key: tuple[Any, ...], generator: torch.Generator | None, stream: Stream | None) -> bool:
+def fill_gpu(
+    tensor: Tensor, key: tuple[Any, ...], address: int, generator: torch.Generator | None, stream: Stream | None
+) -> bool:
     """The same on a GPU, for a tensor of any size: what takes long there is to find out how to launch."""
     write = gpu_plans.get((key, tensor.get_device()))
     if write is None:
@@ -138,10 +145,9 @@ def fill_gpu(tensor: Tensor, key: tuple[Any, ...], generator: torch.Generator | 
     if stream is not None:
         seed, word = stream.seed, stream.id
     else:
-        seed, word = drawn_seed(default_generator(tensor) if generator is None else generator), 0
+        seed, word = drawn_seed(default_generator(tensor.device) if generator is None else generator), 0
     increment_version((tensor,))
-    if count := tensor.numel():
-        write(tensor.data_ptr(), count, seed, word)
+    write(address, tensor.numel(), seed, word)
     return True
 
 
@@ -151,25 +157,16 @@ def has_known_shape_rules(layout: Any) -> bool:
     return type(layout) in PLAIN and (gain_of is torchs["calculate_gain"] or gain_of is ours["calculate_gain"])
 
 
-def remember(
-    name: str, tensor: Tensor, values: tuple[Any, ...], layout: str | None, shaped: bool, law: Law, engine: Engine
-) -> None:
-    """From now on calls like this one take the fast path to this law."""
-    if not PLAIN.issuperset(map(type, values)) or (shaped and not has_known_shape_rules(layout)):
-        return
-    key: tuple[Any, ...] = (name, tensor.dtype, values)
-    if shaped:
-        key = (*key, tensor.shape, layout)
+def remember(key: tuple[Any, ...], tensor: Tensor, law: Law, engine: Engine) -> None:
+    """From now on calls with this key take the fast path to this law."""
     parameters = law.parameters(tensor.dtype)
     if tensor.is_cpu and engine.name == "cpu":
-        if key not in plans:
+        if key not in plans:  # else this tensor was too large for it
             make_room(plans)
             plans[key] = cast("CpuEngine", engine).plan(tensor.dtype, parameters)
     elif tensor.is_cuda and engine.name == "gpu" and engines.was_found_right(tensor.device, tensor.dtype, parameters):
-        place = key, tensor.get_device()
-        if place not in gpu_plans:
-            make_room(gpu_plans)
-            gpu_plans[place] = cast("GpuEngine", engine).plan(tensor.device, tensor.dtype, parameters)
+        make_room(gpu_plans)
+        gpu_plans[key, tensor.get_device()] = cast("GpuEngine", engine).plan(tensor.device, tensor.dtype, parameters)
 
 
 def make_room(remembered: dict[Any, Any]) -> None:
