@@ -24,6 +24,6 @@ setup(
         *(f"fastinit.kernels.{name}" for name in find_packages("kernels")),
     ],
     package_dir={"fastinit": "fastinit", "fastinit.kernels": "kernels"},
-    package_data={"fastinit": ["py.typed"]},
+    package_data={"fastinit": ["py.typed", "README.md"], "fastinit.kernels": ["README.md"]},
     cmdclass={"sdist": SourceDistribution},
 )

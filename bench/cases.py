@@ -277,7 +277,7 @@ TABLE = (
 )
 
 
-def kinds(greatest: int) -> Iterator[Case]:
+def other_memory(greatest: int) -> Iterator[Case]:
     """Other memory than a whole contiguous matrix that is in use already, and laws of whole matrices."""
     for function in ("uniform_", "normal_"):
         for layout in ("transposed", "strided"):
@@ -313,4 +313,4 @@ def full_suite(exponents: tuple[int, ...]) -> Iterator[Case]:
         for dtype in (torch.float32, torch.float64):
             for function, keywords in MATRIX:
                 yield fill(function, dtype, exponent, **keywords)
-    yield from kinds(min(26, exponents[-1]))
+    yield from other_memory(min(26, exponents[-1]))

@@ -133,7 +133,7 @@ def roofline(report: Report, path: Path) -> None:
         side.set_major_formatter(lambda value, _: f"{value:g}")
     plain(ax)
     ax.legend(handles=keys(), loc="lower left", frameon=False, labelcolor=TEXT, fontsize=9)
-    figure.canvas.draw()  # labels look for room on the page, so everything has to have its place
+    figure.canvas.draw()  # labels look for free space, so everything else has to be placed
     name_points(ax, points)
     figure.savefig(path)
 

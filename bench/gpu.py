@@ -113,13 +113,13 @@ def calls_of(law: str, out: torch.Tensor, source: torch.Tensor) -> dict[str, Cal
 
 def measure(device: Any, exponents: Sequence[int]) -> Iterator[Measured]:
     """All laws and dtypes, in all sizes that leave memory for a second tensor to copy from."""
-    kind = device.__name__.removeprefix("torch.")
+    device_type = device.__name__.removeprefix("torch.")
     for dtype in DTYPES:
         for exponent in exponents:
             device.empty_cache()
             if 2.5 * dtype.itemsize * 2**exponent > device.mem_get_info()[0]:
                 break
-            out, source = (torch.zeros(2**exponent, dtype=dtype, device=kind) for _ in range(2))
+            out, source = (torch.zeros(2**exponent, dtype=dtype, device=device_type) for _ in range(2))
             launches = min(MOST_LAUNCHES, max(1, LAUNCHED >> exponent))
             for law, (function, keywords) in LAWS.items():
                 getattr(fastinit, function)(out, fast=True, **keywords)  # raises where the GPU's engine does not draw

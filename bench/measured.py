@@ -34,11 +34,17 @@ class Report(NamedTuple):
     about: dict[str, str]
     sizes: list[list[Measured]]  # law by law
     table: list[Measured]
-    kinds: list[Measured]
+    other_memory: list[Measured]
     cached: list[Measured]  # the table's, on one thread in its cache
     peers: list[Measured]
 
     @property
     def unique(self) -> list[Measured]:
-        every = [*(row for rows in self.sizes for row in rows), *self.table, *self.kinds, *self.cached, *self.peers]
+        every = [
+            *(row for rows in self.sizes for row in rows),
+            *self.table,
+            *self.other_memory,
+            *self.cached,
+            *self.peers,
+        ]
         return list({(row.case.name, *row.seconds): row for row in every}.values())

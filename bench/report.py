@@ -1,7 +1,8 @@
-"""How fast is it here? `python -m bench.report [--quick] [--out FOLDER] [--readme FILE]`: minutes, with a progress bar.
+"""How fast is it here? `python -m bench.report [--quick] [--out FOLDER] [--pages]`: minutes, with a progress bar.
 
 Measures fastinit, torch.nn.init, `fill_` (the limit: writing the bytes) and installed peers in turns, and writes
-report.json, report.md and pictures into the folder. `--readme` replaces the table between its markers in that file.
+report.json, report.md and pictures into the folder. `--pages` replaces the tables between the markers in README.md (its
+first rows) and bench/README.md (all of them).
 """
 
 from __future__ import annotations
@@ -27,11 +28,13 @@ from .peers import PEERS, call_of
 from .timing import machine, medians, threads, words_of
 
 FOLDER = Path(__file__).parent / "results"
+# The pages with the table, and how many of its rows each shows.
+PAGES = {FOLDER.parents[1] / "README.md": 4, FOLDER.parent / "README.md": len(cases.TABLE)}
 BEGIN, END = "<!-- bench.report: begin -->", "<!-- bench.report: end -->"
 LAWS = cases.ELEMENTWISE[:4]  # the others are these, with other parameters
 
 
-class Plan(NamedTuple):
+class Sweep(NamedTuple):
     """Which sizes (log2 of the elements) are measured, and for how long each call."""
 
     sizes: tuple[int, ...]
@@ -42,11 +45,11 @@ class Plan(NamedTuple):
     least: int
 
 
-FULL = Plan(sizes=tuple(range(0, 27, 2)), table=26, peers=24, cached=17, budget=0.3, least=3)
-QUICK = Plan(sizes=(0, 4, 8, 12), table=12, peers=None, cached=12, budget=0.005, least=3)
+FULL = Sweep(sizes=tuple(range(0, 27, 2)), table=26, peers=24, cached=17, budget=0.3, least=3)
+QUICK = Sweep(sizes=(0, 4, 8, 12), table=12, peers=None, cached=12, budget=0.005, least=3)
 
 
-def measure(case: Case, plan: Plan, peers: bool = False) -> Measured:
+def measure(case: Case, sweep: Sweep, peers: bool = False) -> Measured:
     missing = {}
     with threads(case.threads):
         calls = case.calls()
@@ -57,31 +60,31 @@ def measure(case: Case, plan: Plan, peers: bool = False) -> Measured:
                     missing[peer.name] = call
                 else:
                     calls[peer.name] = call
-        seconds = medians(*calls.values(), budget=plan.budget, least=plan.least, settle=case.settle)
+        seconds = medians(*calls.values(), budget=sweep.budget, least=sweep.least, settle=case.settle)
     return Measured(case, dict(zip(calls, seconds, strict=True)), missing)
 
 
-def planned(plan: Plan) -> tuple[list[list[Case]], list[Case], list[Case], list[Case], list[Case]]:
+def cases_of(sweep: Sweep) -> tuple[list[list[Case]], list[Case], list[Case], list[Case], list[Case]]:
     """The cases of a report's sections, in its order; a case may be in several."""
     sizes = [
-        [replace(cases.fill(function, exponent=e), keywords=given) for e in plan.sizes] for function, given in LAWS
+        [replace(cases.fill(function, exponent=e), keywords=given) for e in sweep.sizes] for function, given in LAWS
     ]
-    table = [replace(case, shape=cases.square(plan.table)) for case in cases.TABLE]
-    cached = [cases.one_thread(replace(case, shape=cases.square(plan.cached))) for case in table]
+    table = [replace(case, shape=cases.square(sweep.table)) for case in cases.TABLE]
+    cached = [cases.one_thread(replace(case, shape=cases.square(sweep.cached))) for case in table]
     pairs = itertools.product(cases.DTYPES, ("uniform_", "normal_"))
-    drawn = [] if plan.peers is None else [cases.fill(function, dtype, plan.peers) for dtype, function in pairs]
-    return sizes, table, list(cases.kinds(plan.table)), cached, drawn
+    drawn = [] if sweep.peers is None else [cases.fill(function, dtype, sweep.peers) for dtype, function in pairs]
+    return sizes, table, list(cases.other_memory(sweep.table)), cached, drawn
 
 
-def make(plan: Plan, progress: Progress) -> Report:
-    sizes, table, others, cached, drawn = planned(plan)
+def make(sweep: Sweep, progress: Progress) -> Report:
+    sizes, table, others, cached, drawn = cases_of(sweep)
     alone = {case.name: case for case in (*(case for law in sizes for case in law), *table, *others, *cached)}
     task = progress.add_task("measuring", total=len(alone) + len(drawn))
 
     def measured(several: Sequence[Case], peers: bool) -> Iterator[Measured]:
         for case in several:
             progress.update(task, description=f"{case.name:<40}")
-            yield measure(case, plan, peers)
+            yield measure(case, sweep, peers)
             progress.advance(task)
 
     found = {row.case.name: row for row in measured(list(alone.values()), False)}
@@ -107,19 +110,21 @@ def nanoseconds(row: Measured, names: Sequence[str] = ("torch", "fastinit", "fil
     return [number(row.ns(name)) for name in names]
 
 
-def readme_table(report: Report) -> str:
-    """The table for the README, with the sentence that says where it is from."""
+def page_table(report: Report, most: int = len(cases.TABLE)) -> str:
+    """The first rows of the table, with the sentence that says where it is from."""
     size = cases.power(report.table[0].case.shape).replace("^0", "^")
     where = f"{size} elements on {words_of(report.about)}; medians of calls that take turns."
-    rows = [[row.case.shown, row.case.dtype_name, *nanoseconds(row), f"**{row.times:.1f}x**"] for row in report.table]
+    rows = [
+        [row.case.shown, row.case.dtype_name, *nanoseconds(row), f"**{row.times:.1f}x**"] for row in report.table[:most]
+    ]
     headers = ("ns an element", "dtype", "torch.nn.init", "fastinit", "`fill_`", "speed-up")
     return f"{BEGIN}\n{where}\n\n{markdown(headers, rows)}\n{END}"
 
 
-def kinds_table(report: Report) -> str:
+def other_memory_table(report: Report) -> str:
     headers = ("milliseconds", "torch.nn.init", "fastinit", "`fill_`", "fastinit's GB/s", "speed-up")
     rows = []
-    for row in report.kinds:
+    for row in report.other_memory:
         milliseconds = (f"{row.seconds[name] * 1e3:.4g}" for name in ("torch", "fastinit", "fill_"))
         rows.append([row.case.name, *milliseconds, number(row.bandwidth("fastinit") / 1e9), f"{row.times:.1f}x"])
     return f"## Other memory, other initialisers\n\n{markdown(headers, rows)}"
@@ -142,7 +147,7 @@ def words(report: Report) -> str:
     """report.md."""
     top = f"# fastinit, measured\n\n{markdown(('where', 'with what'), list(report.about.items()))}"
     pictures = (f"![{title}]({name})" for name, title in PICTURES.items())
-    sections = [top, readme_table(report), *pictures, kinds_table(report), sizes_table(report)]
+    sections = [top, page_table(report), *pictures, other_memory_table(report), sizes_table(report)]
     return "\n\n".join([*sections, peers_table(report)] if report.peers else sections) + "\n"
 
 
@@ -182,7 +187,7 @@ def write(report: Report, folder: Path) -> None:
     drawing.roofline(report, folder / "roofline.png")
 
 
-def into_readme(path: Path, table: str) -> None:
+def into_page(path: Path, table: str) -> None:
     """Raises `ValueError` where there are no markers to put it between."""
     before, begin, rest = path.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
@@ -195,15 +200,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.report", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="seconds: small sizes, and rough")
     parser.add_argument("--out", type=Path, default=FOLDER, metavar="FOLDER", help=f"default: {FOLDER.name}/")
-    parser.add_argument("--readme", type=Path, metavar="FILE", help="put the table there, between its markers")
+    parser.add_argument("--pages", action="store_true", help="put the table into README.md and bench/README.md")
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         report = make(QUICK if options.quick else FULL, progress)
     write(report, options.out)
-    if options.readme:
-        into_readme(options.readme, readme_table(report))
-    print(readme_table(report))
+    for page, most in PAGES.items() if options.pages else ():
+        into_page(page, page_table(report, most))
+    print(page_table(report))
     print(f"\nwritten to {options.out}: report.json, report.md, {', '.join(PICTURES)}")
     return 0
 

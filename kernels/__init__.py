@@ -1,4 +1,4 @@
-"""How to draw it fast: one arithmetic, and the engines that run it. Knows torch, numba and triton, never fastinit."""
+"""One arithmetic, and the engines that execute it. Imports torch, numba and triton, nothing of fastinit's."""
 
 if __name__ != "fastinit.kernels":
     raise ImportError("this folder is shipped as fastinit.kernels; import that instead")

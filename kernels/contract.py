@@ -56,7 +56,7 @@ class Draw(NamedTuple):
     kind: str
     parameters: tuple[float, ...]
     seed: int
-    id: int
+    stream_id: int
 
 
 class KernelMissing(Exception):
@@ -81,7 +81,7 @@ class Engine(Protocol):
 
 
 class SettingUp(threading.local):
-    """`with setting_up.lock:` around what must not begin anew in its own middle: importing an engine or compiling.
+    """`with setting_up.lock:` around what must not be re-entered: importing an engine, and compiling.
 
     A signal handler or a finaliser may fill a tensor there, and would find modules and Numba's tables half made.
     Each thread has a lock of its own, which keeps count whatever exception comes in between.

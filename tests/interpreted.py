@@ -83,7 +83,7 @@ def compare(name: str, law, dtype: torch.dtype) -> None:
 
 
 def public(dtype: torch.dtype) -> None:
-    """Through the front door, and a twin: another seed gives other bits."""
+    """Through the public function, and a twin: another seed gives other bits."""
     stream, other = fastinit.Stream(3), fastinit.Stream(4)
     results = []
     for engine, source in (("gpu", stream), ("reference", stream), ("reference", other)):

@@ -144,7 +144,7 @@ class Stub:
         self.context = ctypes.c_void_p.in_dll(self.library, "stub_current")
         self.kernels: dict[int, tuple[str, str]] = {}
         self.heard = Rehearsal([], [])
-        self.memory: ptx.Memory | None = None  # to run the kernels on, if they shall run
+        self.memory: ptx.Memory | None = None  # to run the kernels on, if they are to run
         self.witness = Witness(self.call)  # kept: the library has but its address
         self.library.stub_set_witness(self.witness)
         triton.knobs.compilation.listener = lambda **_: self.heard.calls.append("triton.compile")

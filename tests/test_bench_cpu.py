@@ -266,10 +266,12 @@ def test_the_first_use_is_timed_in_new_processes(monkeypatch):
 
 def test_a_quick_report_writes_everything(monkeypatch, tmp_path, capsys):
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr(report, "QUICK", report.Plan((0, 4), 6, None, 6, budget=0.0, least=1))
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-    assert report.main(["--quick", "--out", str(tmp_path / "out"), "--readme", str(readme)]) == 0
+    monkeypatch.setattr(report, "QUICK", report.Sweep((0, 4), 6, None, 6, budget=0.0, least=1))
+    pages = {tmp_path / "short.md": 4, tmp_path / "long.md": len(cases.TABLE)}
+    for page in pages:
+        page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    monkeypatch.setattr(report, "PAGES", pages)
+    assert report.main(["--quick", "--out", str(tmp_path / "out"), "--pages"]) == 0
     found = json.loads((tmp_path / "out" / "report.json").read_text())
     assert found["machine"] == timing.machine()
     assert len(found["measured"]) == len({row["case"] for row in found["measured"]})
@@ -282,12 +284,13 @@ def test_a_quick_report_writes_everything(monkeypatch, tmp_path, capsys):
     for name in report.PICTURES:
         assert 5_000 < len((tmp_path / "out" / name).read_bytes()) < 150_000
         assert f"({name})" in (tmp_path / "out" / "report.md").read_text()
-    words = readme.read_text()
-    assert re.fullmatch(r"before\n<!-- .*? -->\n.*\n<!-- .*? -->\nafter\n", words, re.S)
-    assert "old" not in words
-    rows = re.findall(r"^\| (\w+\(.*?\)) \| (\w+) \|", words, re.M)
-    assert rows == [(case.shown, case.dtype_name) for case in cases.TABLE]
-    assert all(row in capsys.readouterr().out for row in [words.splitlines()[6]])
+    shown = [(case.shown, case.dtype_name) for case in cases.TABLE]
+    for page, most in pages.items():
+        text = page.read_text()
+        assert re.fullmatch(r"before\n<!-- .*? -->\n.*\n<!-- .*? -->\nafter\n", text, re.S)
+        assert "old" not in text
+        assert re.findall(r"^\| (\w+\(.*?\)) \| (\w+) \|", text, re.M) == shown[:most]
+    assert text.splitlines()[6] in capsys.readouterr().out
 
 
 def test_peers_have_a_table_and_their_reasons():
@@ -301,10 +304,10 @@ def test_peers_have_a_table_and_their_reasons():
     assert "nan" not in words
 
 
-def test_a_readme_without_a_place_is_refused(tmp_path):
+def test_a_page_without_a_place_is_refused(tmp_path):
     (tmp_path / "README.md").write_text("nothing")
     with pytest.raises(ValueError, match="no place for the table"):
-        report.into_readme(tmp_path / "README.md", "table")
+        report.into_page(tmp_path / "README.md", "table")
 
 
 # --- the suite ---------------------------------------------------------------------------------

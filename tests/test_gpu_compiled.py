@@ -129,7 +129,7 @@ class Field:
 
 
 def draw_of(law: Law, dtype: torch.dtype) -> Draw:
-    return Draw(*law.parameters(dtype), seed=2**64 - 59, id=2**63 + 11)
+    return Draw(*law.parameters(dtype), seed=2**64 - 59, stream_id=2**63 + 11)
 
 
 def reference(law: Law, dtype: torch.dtype, shape: Shape, first: int, steps: Shape | None = None) -> torch.Tensor:

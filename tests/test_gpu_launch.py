@@ -109,7 +109,7 @@ SEEDS = (0, 1, 16, 2**31, 2**32 - 1, 2**32, 2**63 - 1, 2**63, 2**63 + 11, 2**64 
 
 def test_all_bits_of_seed_and_stream_arrive(rehearse):
     fills = [
-        Fill(flat(torch.float32, count), NORMAL._replace(seed=seed, id=id))
+        Fill(flat(torch.float32, count), NORMAL._replace(seed=seed, stream_id=id))
         for count in (100, 2**20)
         for seed, id in zip(SEEDS, reversed(SEEDS), strict=True)
     ]
@@ -117,7 +117,7 @@ def test_all_bits_of_seed_and_stream_arrive(rehearse):
     assert [launch.kernel for launch in launched] == ["fill_runs"] * len(SEEDS) + ["fill_tiles"] * len(SEEDS)
     for fill, launch in zip(fills, launched, strict=True):
         place = len(PLACES[launch.kernel])
-        assert launch.values[place : place + 2] == packed("QQ", fill.draw.seed, fill.draw.id)
+        assert launch.values[place : place + 2] == packed("QQ", fill.draw.seed, fill.draw.stream_id)
 
 
 EXACT = [

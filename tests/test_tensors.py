@@ -259,7 +259,7 @@ def test_an_interrupted_fill_is_known_to_autograd(monkeypatch):
     tensor = torch.zeros(4)
     engine = fastinit.drawing.engines.load("cpu")
     monkeypatch.setattr(type(engine), "fill", interrupted)
-    monkeypatch.setattr(fastinit.drawing.quick, "plans", {})  # no short way
+    monkeypatch.setattr(fastinit.initialisers.quick, "plans", {})  # no short way
     with pytest.raises(KeyboardInterrupt):
         init.normal_(tensor)
     assert tensor._version == 1

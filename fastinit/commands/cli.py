@@ -29,7 +29,7 @@ class Misuse(Exception):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a sub-command. Returns the exit code: 0, 1 for a failed check, 2 for a command that makes no sense."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a narrow code page shall not lose the report
+        sys.stdout.reconfigure(errors="replace")  # or a narrow code page would lose the report
     arguments = parser().parse_args(argv)
     try:
         code: int = arguments.run(arguments)
@@ -88,17 +88,17 @@ def run_compare(arguments: argparse.Namespace) -> int:
     torch.manual_seed(arguments.seed)
     module = built(arguments.target, settings)
     try:
-        audit = compare(module, seed=arguments.seed, repeat=arguments.repeat)
+        comparison = compare(module, seed=arguments.seed, repeat=arguments.repeat)
     except ResetError as error:
         raise Misuse(f"{arguments.target}: {one_line(error)}; compare needs it to run without arguments") from error
-    if not audit.rows:
+    if not comparison.rows:
         raise Misuse(
             f"{arguments.target}: no reset_parameters fills a parameter, one with memory, by a single initialiser call"
         )
-    show(audit, arguments.target, new_console())
+    show(comparison, arguments.target, new_console())
     if draw_picture is not None:
-        draw_picture(audit, arguments.target)
-    return FAILED if audit.failures else OK
+        draw_picture(comparison, arguments.target)
+    return FAILED if comparison.failures else OK
 
 
 def setting(text: str) -> tuple[str, Any]:

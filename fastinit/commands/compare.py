@@ -69,7 +69,7 @@ class Row:
 
 
 @dataclass(frozen=True, eq=False)
-class Audit:
+class Comparison:
     """The whole comparison. `memory` is each side's peak above what was in use before, in bytes, None if unknown."""
 
     rows: tuple[Row, ...]
@@ -86,11 +86,11 @@ class Audit:
         return [row for row in self.rows if not row.observed["fastinit"].passes]
 
 
-def compare(module: torch.nn.Module, *, seed: int = 0, repeat: int | None = None) -> Audit:
+def compare(module: torch.nn.Module, *, seed: int = 0, repeat: int | None = None) -> Comparison:
     """Record, replay and judge. The module's parameters are overwritten.
 
     `repeat` is the number of timed passes, by default as many as a stable median takes. Before them one pass of
-    each side, not timed, is watched for its memory and judged. Raises `recorder.ResetError`.
+    each side, not timed, is watched for its memory and judged. Raises `record.ResetError`.
     """
     torch.manual_seed(seed)
     calls = record(module)
@@ -113,7 +113,7 @@ def compare(module: torch.nn.Module, *, seed: int = 0, repeat: int | None = None
         for number, group in enumerate(groups)
     )
     without_law = sum(1 for _ in module.parameters()) - len(calls)
-    return Audit(rows, preparation, memory, len(seconds["torch"]), without_law)
+    return Comparison(rows, preparation, memory, len(seconds["torch"]), without_law)
 
 
 # --- groups and their laws ---------------------------------------------------------------------
@@ -124,8 +124,8 @@ def grouped(calls: Iterable[Call]) -> list[Group]:
     found: dict[Any, list[Call]] = {}
     for call in calls:
         law = law_of(call)
-        kind = law or repr(call.arguments)
-        found.setdefault((call.initialiser, call.tensor.dtype, kind), []).append(call)
+        promised = law or repr(call.arguments)
+        found.setdefault((call.initialiser, call.tensor.dtype, promised), []).append(call)
     groups = [
         Group(initialiser, law_of(together[0]), constant_of(together[0]), tuple(together))
         for (initialiser, _, _), together in found.items()
@@ -224,19 +224,19 @@ def watched(
 
 
 def poison(tensor: Tensor) -> None:
-    """What is not overwritten shall be seen."""
+    """Fill with nan, so that elements that are not overwritten show."""
     if tensor.is_floating_point() or tensor.is_complex():
         tensor.fill_(math.nan)
 
 
 def wait_for(devices: Iterable[torch.device]) -> None:
-    """Other devices than the CPU work behind the program's back."""
+    """Other devices than the CPU work asynchronously."""
     for device in devices:
         torch.get_device_module(device).synchronize(device)
 
 
 def forget_peak() -> int | None:
-    """Let Linux count the peak of this process's memory anew; returns the bytes in use now, None where it cannot."""
+    """Reset Linux's peak of this process's memory; returns the bytes in use now, None where it cannot."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)  # else temporaries would hide in what the allocator kept
     try:

@@ -1,6 +1,6 @@
 """What fastinit finds on this machine: `fastinit doctor`.
 
-Nothing here may fail because something is missing or broken: that is what it is asked for.
+Nothing here may fail because something is missing or broken: that is why it is run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..laws import examples
 if TYPE_CHECKING:
     from rich.console import Console
 
-# Of the CPU engine's kernels; a test holds it to its word.
+# Of the CPU engine's kernels; a test checks it.
 DEFAULT_MODEL = "a model of torch's layers in float32 takes 3: uniform, normal, and words as a check"
 # What of a processor's features the kernels can tell apart, by LLVM's names.
 FEATURES = ("sse4.2", "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512vl", "neon", "sve")
@@ -141,9 +141,9 @@ def state(engine: Engine | str) -> str:
 
 def gpus() -> list[torch.device]:
     return [
-        torch.device(kind, index)
-        for kind in GPUS
-        if (module := getattr(torch, kind, None)) is not None and module.is_available()
+        torch.device(device_type, index)
+        for device_type in GPUS
+        if (module := getattr(torch, device_type, None)) is not None and module.is_available()
         for index in range(module.device_count())
     ]
 
@@ -160,7 +160,7 @@ def gpu_facts() -> Facts:
             wanted = [(dtype, law.parameters(dtype)) for _, law, dtype in examples()]
             found = {why for dtype, law in wanted if (why := engines.problem(device, dtype, law))}
             facts.append((str(device), f"{name}: {'; '.join(sorted(found)) or 'all laws give the right bits'}"))
-        except Exception as error:  # a sick device can raise anything
+        except Exception as error:  # a broken device can raise anything
             facts.append((str(device), f"does not answer: {type(error).__name__}: {error}"))
     return facts or [("none", "torch sees no GPU")]
 
@@ -222,17 +222,17 @@ def vector_width() -> str:
         from ..kernels.cpu.compile import assembly
 
         return widest(assembly("normal", torch.float32, "long", 2))
-    except Exception as error:  # a doctor does not fall ill
+    except Exception as error:  # the report goes on
         return f"unknown: {type(error).__name__}: {error}"
 
 
 def widest(assembly: str) -> str:
     """The kind of vector register that most of the code works in."""
-    uses = Counter({kind: len(re.findall(pattern, assembly)) for kind, (pattern, _) in REGISTERS.items()})
-    kind, count = uses.most_common(1)[0]
+    uses = Counter({register: len(re.findall(pattern, assembly)) for register, (pattern, _) in REGISTERS.items()})
+    register, count = uses.most_common(1)[0]
     if count == 0:
         return "none found in the assembly of the float32 normal kernel"
-    return f"{REGISTERS[kind][1]}, read in the assembly of the float32 normal kernel"
+    return f"{REGISTERS[register][1]}, read in the assembly of the float32 normal kernel"
 
 
 def cache_found() -> Cache:

@@ -1,4 +1,4 @@
-"""An audit as a picture: what was drawn against its law, and how long it took. Needs matplotlib."""
+"""A comparison as a picture: what was drawn against its law, and how long it took. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 
 from ..laws import Law
-from .compare import SIDES, Audit, Row
+from .compare import SIDES, Comparison, Row
 from .table import circumstances, shapes, times
 
 COLOURS = {"torch": "#d9622b", "fastinit": "#2b6cb0"}
@@ -40,17 +40,17 @@ def why_not(path: str) -> str | None:
     return "it is a folder" if Path(path).is_dir() else None
 
 
-def draw(path: str, audit: Audit, title: str) -> None:
+def draw(path: str, comparison: Comparison, title: str) -> None:
     """Write the picture to `path`, in the format of its suffix."""
-    random = [row for row in audit.rows if row.group.law is not None][:HISTOGRAMS]
-    tall = len(random) > 2 or len(audit.rows) > 4
+    random = [row for row in comparison.rows if row.group.law is not None][:HISTOGRAMS]
+    tall = len(random) > 2 or len(comparison.rows) > 4
     figure: Any = Figure(figsize=(15 if random else 8, 8 if tall else 5), layout="constrained", dpi=120)
     figure.suptitle(f"{title}: torch.nn.init against fastinit", fontsize=15, fontweight="bold", color=TEXT)
-    figure.supxlabel(circumstances(audit), fontsize=9, color=TEXT)
+    figure.supxlabel(circumstances(comparison), fontsize=9, color=TEXT)
     left, right = figure.subfigures(1, 2, width_ratios=(1.6, 1)) if random else (None, figure)
     if left is not None:
         draw_histograms(left, random)
-    draw_bars(right, bars_of(audit))
+    draw_bars(right, bars_of(comparison))
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08, wspace=0.03, hspace=0.04)
     figure.savefig(path)
 
@@ -78,11 +78,11 @@ def draw_histogram(ax: Any, row: Row) -> None:
     x, y = curve(law, low, high)
     ax.plot(x, y, color=LAW_COLOUR, linewidth=1.2, linestyle=(0, (4, 2)), label="the law")
     ax.set_title(f"{row.group.initialiser}  std {law.std:.4g}", fontsize=11.5, color=TEXT, loc="left")
-    words = [shapes(row.group), f"observed std {drawn.std:.4g}", f"KS {drawn.distance:.2g}, bound {drawn.bound:.2g}"]
-    ax.text(0.985, 0.97, "\n".join(words), transform=ax.transAxes, ha="right", va="top", color=TEXT, fontsize=9)
+    label = [shapes(row.group), f"observed std {drawn.std:.4g}", f"KS {drawn.distance:.2g}, bound {drawn.bound:.2g}"]
+    ax.text(0.985, 0.97, "\n".join(label), transform=ax.transAxes, ha="right", va="top", color=TEXT, fontsize=9)
     margin = 0.06 * (high - low)
     ax.set_xlim(low - margin, high + margin)
-    ax.set_ylim(0, 1.4 * max(y))  # room for the words
+    ax.set_ylim(0, 1.4 * max(y))  # room for the label
     ax.locator_params(axis="x", nbins=6)
     ax.set_xlabel("value of an element", **STYLE)
     ax.set_ylabel("probability density", **STYLE)
@@ -97,16 +97,16 @@ def draw_bars(figure: Any, bars: Sequence[Bar]) -> None:
         ax.barh([row + offset * THICK for row in rows], milliseconds, THICK, color=COLOURS[side], label=side)
     ends = [max(bar.seconds.values()) * 1e3 for bar in bars]
     for row, bar, end in zip(rows, bars, ends, strict=True):
-        words = times(bar.seconds["torch"], bar.seconds["fastinit"])
+        label = times(bar.seconds["torch"], bar.seconds["fastinit"])
         style = {"va": "center", "fontsize": 10, "fontweight": "bold", "color": TEXT}
-        ax.annotate(words, (end, row), (6, 0), textcoords="offset points", **style)
+        ax.annotate(label, (end, row), (6, 0), textcoords="offset points", **style)
     shortest = min(min(bar.seconds.values()) for bar in bars) * 1e3
     logarithmic = max(ends) > LOGARITHMIC_FROM * shortest
     if logarithmic:
         ax.set_xscale("log")
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         ax.minorticks_off()
-        ax.set_xlim(shortest / 2, max(ends) * (max(ends) / shortest) ** 0.2)  # room for the words
+        ax.set_xlim(shortest / 2, max(ends) * (max(ends) / shortest) ** 0.2)  # room for the label
     else:
         ax.set_xlim(0, max(ends) * 1.2)
     ax.set_yticks(rows, [bar.label for bar in bars])
@@ -117,15 +117,15 @@ def draw_bars(figure: Any, bars: Sequence[Bar]) -> None:
     legend(figure, ax)
 
 
-def bars_of(audit: Audit) -> list[Bar]:
+def bars_of(comparison: Comparison) -> list[Bar]:
     """The groups that take torch longest, what is left of them, and all together."""
-    ordered = sorted(audit.rows, key=lambda row: row.seconds["torch"], reverse=True)
+    ordered = sorted(comparison.rows, key=lambda row: row.seconds["torch"], reverse=True)
     shown, rest = (ordered, []) if len(ordered) <= BARS else (ordered[: BARS - 1], ordered[BARS - 1 :])
     bars = [Bar(f"{row.group.initialiser}\n{shapes(row.group)}", row.seconds) for row in shown]
     if rest:
         bars.append(Bar(f"{len(rest)} other groups", {side: sum(row.seconds[side] for row in rest) for side in SIDES}))
     if len(bars) > 1:
-        bars.append(Bar(TOGETHER, {side: audit.total(side) for side in SIDES}))
+        bars.append(Bar(TOGETHER, {side: comparison.total(side) for side in SIDES}))
     return bars
 
 

@@ -1,4 +1,4 @@
-"""An audit in words: a table with a row for each group, a total, and what the marks mean."""
+"""A comparison in a terminal: a table with a row for each group, a total, and what the marks mean."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from ..drawing import engines
 from ..kernels.dtypes import name_of
 from ..laws.judge import ALPHA, Observed
-from .compare import SAMPLE, SIDES, Audit, Group, Row
+from .compare import SAMPLE, SIDES, Comparison, Group, Row
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,25 +37,25 @@ def new_console() -> Console:
     return Console(width=WIDTH if free else None, highlight=False, emoji=False)
 
 
-def show(audit: Audit, title: str, console: Console) -> None:
+def show(comparison: Comparison, title: str, console: Console) -> None:
     """Print the whole report."""
     from rich.markup import escape
 
-    def line(words: str, style: str | None = None) -> None:
-        console.print(words, style=style, soft_wrap=True)
+    def line(text: str, style: str | None = None) -> None:
+        console.print(text, style=style, soft_wrap=True)
 
-    line(f"[bold]{escape(title)}[/bold]: torch.nn.init against fastinit; {circumstances(audit)}")
+    line(f"[bold]{escape(title)}[/bold]: torch.nn.init against fastinit; {circumstances(comparison)}")
     if isinstance(problem := engines.load("cpu"), str):
         line(f"its CPU engine does not work here, plain torch operations draw: {escape(problem)}", "red")
-    line(f"kernels ready in {seconds(audit.preparation)}, compiled or from the cache; not timed below")
-    for part in tables(audit, console):
+    line(f"kernels ready in {seconds(comparison.preparation)}, compiled or from the cache; not timed below")
+    for part in tables(comparison, console):
         console.print(part)
-    line(summary(audit))
-    if any(row.group.law is not None and row.group.calls[0].tensor.dtype.itemsize == 1 for row in audit.rows):
+    line(summary(comparison))
+    if any(row.group.law is not None and row.group.calls[0].tensor.dtype.itemsize == 1 for row in comparison.rows):
         line("torch draws no float8: its samples there are float32 ones, rounded by a copy", "dim")
-    if audit.without_law:
-        have = "has" if audit.without_law == 1 else "have"
-        line(f"{plural(audit.without_law, 'parameter')} {have} no reset_parameters law, left as constructed")
+    if comparison.without_law:
+        have = "has" if comparison.without_law == 1 else "have"
+        line(f"{plural(comparison.without_law, 'parameter')} {have} no reset_parameters law, left as constructed")
     line(
         f"KS: greatest distance from the law's distribution function, of at most {SAMPLE:,} elements; "
         f"each fails for one true sample in {1 / ALPHA:,.0f}",
@@ -63,17 +63,17 @@ def show(audit: Audit, title: str, console: Console) -> None:
     )
 
 
-def circumstances(audit: Audit) -> str:
-    """What the times hang on."""
+def circumstances(comparison: Comparison) -> str:
+    """What the times depend on."""
     return (
         f"torch {torch.__version__}, {plural(torch.get_num_threads(), 'thread')}, "
-        f"median of {plural(audit.passes, 'pass', 'passes')}"
+        f"median of {plural(comparison.passes, 'pass', 'passes')}"
     )
 
 
-def tables(audit: Audit, console: Console) -> list[Table]:
+def tables(comparison: Comparison, console: Console) -> list[Table]:
     """A row a group, two lines a row; on a narrow terminal times and laws apart."""
-    columns = columns_of(audit, console)
+    columns = columns_of(comparison, console)
     whole = table(columns, gap=2)
     if console.measure(whole, options=console.options.update(max_width=10 * WIDTH)).maximum <= console.width:
         return [whole]
@@ -93,10 +93,10 @@ def table(columns: Sequence[Column], gap: int) -> Table:
     return shown
 
 
-def columns_of(audit: Audit, console: Console) -> list[Column]:
+def columns_of(comparison: Comparison, console: Console) -> list[Column]:
     """Whose and how many, then four columns of time, then four of laws."""
-    rows, (parameters, elements) = audit.rows, count(audit)
-    torch_total, fastinit_total = (audit.total(side) for side in SIDES)
+    rows, (parameters, elements) = comparison.rows, count(comparison)
+    torch_total, fastinit_total = (comparison.total(side) for side in SIDES)
     size = sum(row.group.size for row in rows)
 
     def column(header: str, footer: str, cell: Callable[[Row], str]) -> Column:
@@ -116,20 +116,20 @@ def columns_of(audit: Audit, console: Console) -> list[Column]:
     ]
 
 
-def summary(audit: Audit) -> str:
+def summary(comparison: Comparison) -> str:
     """The report in one line."""
-    parameters, elements = count(audit)
-    torch_total, fastinit_total = (audit.total(side) for side in SIDES)
-    peaks = ", ".join(f"{side} {memory(audit.memory[side])}" for side in SIDES)
+    parameters, elements = count(comparison)
+    torch_total, fastinit_total = (comparison.total(side) for side in SIDES)
+    peaks = ", ".join(f"{side} {memory(comparison.memory[side])}" for side in SIDES)
     return (
         f"{plural(parameters, 'parameter')}, {elements:,} elements: torch {seconds(torch_total)}, fastinit "
-        f"{seconds(fastinit_total)}, {comparison(torch_total, fastinit_total)}; peak extra memory: {peaks}"
+        f"{seconds(fastinit_total)}, {how_much_faster(torch_total, fastinit_total)}; peak extra memory: {peaks}"
     )
 
 
-def count(audit: Audit) -> tuple[int, int]:
+def count(comparison: Comparison) -> tuple[int, int]:
     """How many parameters and elements have a law."""
-    return sum(len(row.group.calls) for row in audit.rows), sum(row.group.elements for row in audit.rows)
+    return sum(len(row.group.calls) for row in comparison.rows), sum(row.group.elements for row in comparison.rows)
 
 
 def shapes(group: Group) -> str:
@@ -185,7 +185,7 @@ def times(slow: float, fast: float) -> str:
     return f"{ratio:.1f}x" if ratio >= 0.95 else f"{ratio:.2g}x"
 
 
-def comparison(slow: float, fast: float) -> str:
+def how_much_faster(slow: float, fast: float) -> str:
     return f"{slow / fast:.1f} times faster" if fast <= slow else f"{fast / slow:.1f} times slower"
 
 

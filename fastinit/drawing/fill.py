@@ -45,8 +45,8 @@ def write(
         return None
     kind, parameters = law.parameters(local.dtype)
     engine = engines.choose(local.device, local.dtype, compiled, (kind, parameters))
-    words = source(target, generator, stream)  # once it is known that something can draw
-    draw = Draw(kind, parameters, words.seed, words.id)
+    stream = source(target, generator, stream)  # once it is known that something can draw
+    draw = Draw(kind, parameters, stream.seed, stream.id)
     try:
         for part, first, steps in boxes:
             if part.numel():

@@ -83,7 +83,7 @@ def flag_of(tensor: Tensor) -> bool | None:
     fast: bool | None = getattr(tensor, ATTRIBUTE, None)
     if not in_use or torch.compiler.is_dynamo_compiling():  # Dynamo cannot trace a look at memory; torch draws there
         return default if fast is None else fast
-    # The memory's word counts before the object's: aliases share it. A subclass that watches its calls shall see none.
+    # The memory's flag counts before the object's: aliases share it. Subclasses that intercept calls must not see it.
     with (
         contextlib.suppress(NotImplementedError, RuntimeError, ValueError),
         no_torch_function(),

@@ -11,23 +11,9 @@ from torch.nn.parameter import Buffer, Parameter
 
 from ..kernels.contract import GPUS
 from ..kernels.dtypes import FORMATS, name_of
-from . import flags, originals
+from . import flags, originals, torch_private as private
 from .regions import Shard, Target, local_of
 from .streams import Stream, check_source
-from .torch_private import (
-    DeviceContext,
-    disabled_dispatch,
-    disabled_function,
-    dispatch_modes,
-    forward,
-    function_modes,
-    is_functional,
-    is_wrapped,
-    is_zero,
-    mode_stack,
-    tracing,
-    transform,
-)  # fmt: skip
 
 ORDINARY = {Tensor, Parameter, Buffer}  # tensors that are known to mean no more than their memory says
 SAMPLED = tuple(FORMATS)
@@ -113,19 +99,19 @@ def outside_contract(tensor: Tensor, dtypes: tuple[torch.dtype, ...] = SAMPLED) 
         return f"{type(tensor).__name__} brings its own torch functions"
     if tensor.dtype not in dtypes:
         return f"the stream contract does not cover {name_of(tensor.dtype)}"
-    if function_modes() and not all(type(mode) is DeviceContext for mode in mode_stack()):
+    if private.function_modes() and not all(type(mode) is private.DeviceContext for mode in private.mode_stack()):
         return "a torch function mode is active and must see torch's own calls"
-    if dispatch_modes():
+    if private.dispatch_modes():
         return "a torch dispatch mode is active and must see torch's own operations"
-    if transform() is not None:
+    if private.transform() is not None:
         return "a functorch transform is active"
-    if tracing():
+    if private.tracing():
         return "torch.jit is tracing"
-    if forward._current_level >= 0:
+    if private.forward._current_level >= 0:
         return "forward-mode differentiation is on, and must hear of it"
     if tensor.is_nested:
         return "it is a nested tensor"
-    if is_functional(tensor) or is_wrapped(tensor):
+    if private.is_functional(tensor) or private.is_wrapped(tensor):
         return "it is a wrapper around another tensor"
     if tensor.layout is not torch.strided or tensor.is_neg():
         return f"it is not a plain strided tensor but {tensor.layout}{', negated lazily' if tensor.is_neg() else ''}"
@@ -136,7 +122,7 @@ def outside_contract(tensor: Tensor, dtypes: tuple[torch.dtype, ...] = SAMPLED) 
         tensor.data_ptr() == tensor.storage_offset() * tensor.dtype.itemsize
     )
     if nowhere and tensor.numel():
-        if is_zero(tensor):
+        if private.is_zero(tensor):
             return "it is zero without memory"
         raise RuntimeError("The tensor has a non-zero number of elements, but its data is not allocated yet.")
     return None
@@ -160,8 +146,8 @@ def decided_by_others(name: str, target: Target) -> bool:
     Because somebody else's function stands in torch's place, transformers' guard keeps the tensor, or it is none, or
     one with functions of its own. Raises `RuntimeError` where somebody else's function would have to serve a shard.
     """
-    kind = type(target)
-    if originals.is_kept(name, local_of(target)) or not (kind is Shard or (issubclass(kind, Tensor) and plain(kind))):
+    cls = type(target)
+    if originals.is_kept(name, local_of(target)) or not (cls is Shard or (issubclass(cls, Tensor) and plain(cls))):
         return True
     other = originals.replacement(name)
     if other is not None and isinstance(target, Shard):
@@ -171,11 +157,11 @@ def decided_by_others(name: str, target: Target) -> bool:
 
 
 @functools.cache
-def plain(kind: type) -> bool:
+def plain(cls: type) -> bool:
     """Whether tensors of this class mean no more than their memory says."""
-    if kind in ORDINARY:
+    if cls in ORDINARY:
         return True
-    function, dispatch = (getattr(kind, name) for name in ("__torch_function__", "__torch_dispatch__"))
+    function, dispatch = (getattr(cls, name) for name in ("__torch_function__", "__torch_dispatch__"))
     inherited = getattr(function, "__func__", function) is getattr(Tensor.__torch_function__, "__func__", None)
-    silent = inherited or function is disabled_function
-    return silent and dispatch is disabled_dispatch
+    silent = inherited or function is private.disabled_function
+    return silent and dispatch is private.disabled_dispatch

@@ -61,13 +61,13 @@ def _digest(*parts: bytes) -> int:
 
 
 class _Drawn(threading.local):
-    """One number's room for each thread, and a look into it: allocating one every time would double a small fill."""
+    """A tensor of one number for each thread, and a view of its memory: a new one would double a small fill's time."""
 
     def __init__(self) -> None:
         with torch.inference_mode(False):
             self.number = torch.empty((), dtype=torch.int64, device="cpu")
         self.draw = self.number.random_
-        self.room = ctypes.c_uint64.from_address(self.number.data_ptr())  # read in 40 ns, by `item()` in 130
+        self.bits = ctypes.c_uint64.from_address(self.number.data_ptr())  # read in 40 ns, by `item()` in 130
 
 
 drawn = _Drawn()
@@ -80,7 +80,7 @@ def drawn_seed(generator: torch.Generator | None) -> int:
     """
     if generator is None or generator.device.type == "cpu":
         drawn.draw(LOWEST, None, generator=generator)
-        return drawn.room.value
+        return drawn.bits.value
     if hasattr(generator, "get_offset") and generator.device.type in GPUS:
         offset = generator.get_offset()
         generator.set_offset(offset + 4)  # torch wants multiples of 4

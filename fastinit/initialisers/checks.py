@@ -30,7 +30,7 @@ def check_moments(dtype: torch.dtype, mean: float, std: float) -> None:
 
 
 def check_bounds(dtype: torch.dtype, mean: float, std: float, a: float, b: float) -> None:
-    """Raises torch's error where torch does, save for infinite bounds; `ValueError` for an interval beyond the dtype.
+    """Raises torch's error where torch does, except for infinite bounds; `ValueError` for an interval beyond the dtype.
 
     Where at most 0.3 of the normal law's mass lies between the bounds, torch draws uniform proposals there, and so
     needs bounds that the dtype holds.

@@ -1,5 +1,4 @@
-"""Fan-in and fan-out: how many inputs and outputs a weight joins, by torch's rule or a layout of one's own; and the
-standard deviations that they make."""
+"""Fan-in and fan-out, by torch's rule or by a given layout; and the standard deviations that follow from them."""
 
 from __future__ import annotations
 

@@ -59,6 +59,7 @@ def ordinary_address(
 
     `route.way` would say KERNELS then. No tensor without elements is ordinary.
     """
+    address: int
     try:
         if (
             not is_dynamo_compiling()  # first: Dynamo need not trace the rest
@@ -119,14 +120,14 @@ def serve(
     elif (plan := plans.get(key)) is not None and (count := tensor.numel()) <= plan[2]:
         write, parameters, _, size = plan
         if stream is not None:
-            seed, word = stream.seed, stream.id
+            seed, stream_id = stream.seed, stream.id
         elif generator is not None:
-            seed, word = drawn_seed(generator), 0
+            seed, stream_id = drawn_seed(generator), 0
         else:
             drawn.draw(LOWEST, None)  # without `generator=`, which costs 70 ns
-            seed, word = drawn.room.value, 0
+            seed, stream_id = drawn.bits.value, 0
         increment_version((tensor,))  # before the write: an interruption may come between
-        write(address, 0, count, 0, count, size, 0, 0, seed, word, 0, parameters)
+        write(address, 0, count, 0, count, size, 0, 0, seed, stream_id, 0, parameters)
         return target
     by = KERNELS if address else way(target, generator, fast, stream, name, layout)
     result, law, engine = draw(name, by, target, values, generator, stream, layout)
@@ -143,11 +144,11 @@ def fill_gpu(
     if write is None:
         return False
     if stream is not None:
-        seed, word = stream.seed, stream.id
+        seed, stream_id = stream.seed, stream.id
     else:
-        seed, word = drawn_seed(default_generator(tensor.device) if generator is None else generator), 0
+        seed, stream_id = drawn_seed(default_generator(tensor.device) if generator is None else generator), 0
     increment_version((tensor,))
-    write(address, tensor.numel(), seed, word)
+    write(address, tensor.numel(), seed, stream_id)
     return True
 
 

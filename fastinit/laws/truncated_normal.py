@@ -272,7 +272,7 @@ def _tail(law: TruncNormal, number: torch.dtype, lowest: float, highest: float) 
         count = SERIES_TAIL[width] + 1
         points, values, z = [], [], low
         for k in range(count):
-            # Six decimals, so that the nodes do not hang on a C library's last bit.
+            # Six decimals, so that the nodes do not depend on a C library's last bit.
             node = span / 2 * (1 - Decimal(f"{math.cos(math.pi * (k + 0.5) / count):.6f}"))
             z = gaussian.quantile_of_tail(log_mass - node / 2, z)
             points.append(node - centre)

@@ -31,7 +31,7 @@ class Arithmetic:
     """Makes functions of the arithmetic, and whatever they call, again over an engine's `primitives`.
 
     `width` is that of the working precision, 32 or 64. `wrap` decorates every function (`triton.jit`), `constant` every
-    number and tuple (`tl.constexpr`); `also` are names that every function shall see.
+    number and tuple (`tl.constexpr`); `also` are names that every function can use.
     """
 
     def __init__(

@@ -56,7 +56,7 @@ def samples(
 ) -> list[ir.Value]:
     """Instructions for all samples of `columns` counters: vectors of sixteen neighbours, in order.
 
-    `number` counts such groups of counters, `stream` is seed and id, `values` the law's parameters.
+    `number` counts such groups of counters, `stream` is its seed and stream_id, `values` the law's parameters.
     """
     kind, dtype = law
     width = WIDTHS[dtype]
@@ -70,10 +70,15 @@ def samples(
         number = Lanes(builder, "f64", value)
         return number if width == 64 else number.cast("f32", "fptrunc")
 
-    seed, id = stream
+    seed, stream_id = stream
     first = builder.mul(number, ir.Constant(number.type, columns))
     outputs = ARITHMETIC[32](philox)(
-        Counters(word(first, 0), columns), word(first, 32), word(id, 0), word(id, 32), word(seed, 0), word(seed, 32)
+        Counters(word(first, 0), columns),
+        word(first, 32),
+        word(stream_id, 0),
+        word(stream_id, 32),
+        word(seed, 0),
+        word(seed, 32),
     )
     words = [output.packed() for output in outputs]
     lanes = sample_lanes(ARITHMETIC[width], kind, words, [parameter(value) for value in values])
@@ -95,8 +100,8 @@ def rounded(lane: Lanes, dtype: torch.dtype) -> Lanes:
 def store(
     builder: ir.IRBuilder, vectors: Sequence[Any], address: Any, align: int, streaming: Any, stride: Any = None
 ) -> None:
-    """Vectors one behind the other, or `stride` bytes from one to the next; where `streaming`, around the cache, for
-    which each address must be a line's."""
+    """Vectors one behind the other, or `stride` bytes from one to the next; where `streaming`, non-temporal, for
+    which each address must be a cache line's."""
     size = vectors[0].type.count * vectors[0].type.element.get_abi_size(cpu_target.target_context.target_data)
     with builder.if_else(builder.trunc(streaming, ir.IntType(1))) as branches:
         for branch, around in zip(branches, (True, False), strict=True):
@@ -115,15 +120,15 @@ def block_writer(kind: str, dtype: torch.dtype, columns: int) -> Any:
     """A Numba intrinsic that writes all that `columns` counters draw to an address."""
 
     @intrinsic
-    def write_block(context, address, block, seed, stream, streaming, parameters):
+    def write_block(context, address, block, seed, stream_id, streaming, parameters):
         def build(context, builder, signature, arguments):
-            address, block, seed, stream, streaming, parameters = arguments
+            address, block, seed, stream_id, streaming, parameters = arguments
             unpacked = cgutils.unpack_tuple(builder, parameters)
-            vectors = samples(builder, (kind, dtype), columns, block, (seed, stream), unpacked)
+            vectors = samples(builder, (kind, dtype), columns, block, (seed, stream_id), unpacked)
 
             store(builder, vectors, address, dtype.itemsize, streaming)
             return context.get_dummy_value()
 
-        return types.void(address, block, seed, stream, streaming, parameters), build
+        return types.void(address, block, seed, stream_id, streaming, parameters), build
 
     return write_block

@@ -44,7 +44,7 @@ class Places(NamedTuple):
 @functools.cache
 def places() -> Places:
     """$FASTINIT_CACHE_DIR, the user's cache folder, a private folder in the temporary one: up to the first of them
-    that can be written. Those before it are only read, as the one that an image brings along."""
+    that can be written. Those before it are only read, such as one in a container image."""
     chosen = os.environ.get("FASTINIT_CACHE_DIR")
     reading, refused = [], {}
     for path in [*([Path(chosen)] if chosen else []), *default_folders()]:
@@ -91,7 +91,7 @@ def maker() -> str | None:
 
 @functools.cache
 def common_digest() -> bytes | None:
-    """Of what all kernels are made from and for; None where this package's code cannot be had: nothing is kept."""
+    """Of what all kernels are made from and for; None where this package's code is not available: nothing is kept."""
     package = sys.modules[__package__.rpartition(".")[0]].__spec__  # of all kernels
     code = None if package is None else package_digest(package)
     settings = [os.environ.get(name) for name in CODE_SETTINGS]

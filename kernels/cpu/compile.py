@@ -96,7 +96,7 @@ class Entry:
         return [self.number(item, kind) for item, kind in zip(places, (*kinds, *numbers), strict=True)]
 
     def without_lock(self, wanted: ir.Value, emit: Callable[[], Any]) -> None:
-        """What `emit` builds, with Python's global lock released around it where `wanted`."""
+        """What `emit` builds, with the GIL released around it where `wanted`."""
         thread = cgutils.alloca_once(self.builder, POINTER)
         with self.builder.if_then(wanted):
             self.builder.store(self.call("PyEval_SaveThread"), thread)

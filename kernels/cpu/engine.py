@@ -16,7 +16,7 @@ from ..dtypes import WIDTHS
 from ..runs import runs_of
 from . import cache, native
 from .forms import BLOCKS_AT_ONCE, LINE, Form, Kernel, form_of, kernel_name
-from .identity import arithmetic_words
+from .identity import arithmetic_text
 from .jobs import run
 from .pages import advise_huge_pages
 from .trust import Folder
@@ -41,7 +41,7 @@ class Plan(NamedTuple):
 def kernel(kind: str, dtype: torch.dtype, form: Form, parameters: int) -> Callable[..., None]:
     """A law's kernel for an output dtype, from disk where it can be; `parameters` is how many the law takes.
 
-    `kernel(address, first, length, start, stop, stride, outer, table, seed, stream, streaming, parameters)`: see
+    `kernel(address, first, length, start, stop, stride, outer, table, seed, stream_id, streaming, parameters)`: see
     `loops.build_kernel`.
     Raises `KernelMissing` where it would have to be compiled and Numba cannot, and where the system lets no kernel run.
     """
@@ -72,7 +72,7 @@ def require_executable_memory() -> None:
 def source_of(kind: str, parameters: int) -> str:
     """What a kernel is made from besides this package: how many parameters, and a sampler, which may lie anywhere."""
     function, *facts = SAMPLERS[kind]
-    return f"{parameters} {facts} {hashlib.sha256(arithmetic_words(function).encode()).hexdigest()}"
+    return f"{parameters} {facts} {hashlib.sha256(arithmetic_text(function).encode()).hexdigest()}"
 
 
 def on_disk(wanted: Kernel, *before: Folder) -> bytes | None:
@@ -112,10 +112,10 @@ def compiled_code(wanted: Kernel) -> tuple[bytes, bool]:
         # A file in the working directory can have Numba compile for another CPU than its environment and this CPU say.
         return compiling.compile_kernel(*wanted), compiling.target() == cache.target()
     except Exception as error:  # a broken installation can raise anything
-        words = failures.get(name, f"Numba cannot compile the kernel {name} here: {type(error).__name__}: {error}")
+        reason = failures.get(name, f"Numba cannot compile the kernel {name} here: {type(error).__name__}: {error}")
         if not isinstance(error, (MemoryError, OSError)):  # these may pass
-            failures[name] = words
-        raise KernelMissing(words) from error
+            failures[name] = reason
+        raise KernelMissing(reason) from error
 
 
 def keep(folder: Folder, wanted: Kernel) -> None:
@@ -134,11 +134,11 @@ def keep(folder: Folder, wanted: Kernel) -> None:
 
 # Measured by `python -m bench.thresholds`.
 THREADS_FROM = 2 << 20  # bytes; below, waking a thread takes longer than drawing
-# Bytes; below, the tensor had better stay in the cache, and may lie there, in which case going around it takes twice as
+# Bytes; from here on, stores are non-temporal. A smaller tensor may be in the cache already, where they take twice as
 # long (16 MB that torch has just written; bench.thresholds, which writes nothing in between, would have 8 MB here).
 STREAMING_FROM = 32 << 20
 HUGE_PAGES_FROM = 16 << 20  # bytes; twice as fast on fresh memory from here on
-# Pieces small enough to even out what the machine does to one thread, and large enough for what handing out takes.
+# Small enough that a thread that is slowed down delays no other, large enough that handing out pieces is cheap.
 LEAST_PIECE = 1 << 19  # bytes
 PIECES_A_THREAD = 32
 
@@ -160,20 +160,20 @@ class CpuEngine:
         return Plan(write, parameters, THREADS_FROM // dtype.itemsize - 1, dtype.itemsize)
 
     def fill(self, out: torch.Tensor, draw: Draw, first: int, steps: Sequence[int] | None) -> None:
-        kind, parameters, seed, stream = draw
+        kind, parameters, seed, stream_id = draw
         dtype, count, address = out.dtype, out.numel(), out.data_ptr()
         size = count * dtype.itemsize
         if steps is None and size < THREADS_FROM and out.is_contiguous():
             # One kernel for all sizes, also where "rows" would do: compiling a second costs half a second.
             write = kernel(kind, dtype, "long", len(parameters))
-            write(address, first, count, 0, count, dtype.itemsize, 0, 0, seed, stream, 0, parameters)
+            write(address, first, count, 0, count, dtype.itemsize, 0, 0, seed, stream_id, 0, parameters)
             return
         runs = runs_of(out.shape, out.stride(), dtype.itemsize, steps)
         length, stride, outer = runs
         form = form_of(runs, dtype)
         write = kernel(kind, dtype, form, len(parameters))
         table = torch.tensor(outer, dtype=torch.int64, device="cpu") if outer else None
-        place = (stride, len(outer), 0 if table is None else table.data_ptr(), seed, stream)
+        place = (stride, len(outer), 0 if table is None else table.data_ptr(), seed, stream_id)
         if size < THREADS_FROM:
             write(address, first, length, 0, count, *place, 0, parameters)
             return

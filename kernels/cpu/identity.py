@@ -1,4 +1,4 @@
-"""What a package's code is, so that what was made from it can be told from what an edit would make.
+"""A digest of a package's code, so that kernels made from other code are told apart.
 
 Works for packages in folders, with sources or .pyc files only, in zip files, and frozen into a program, because each
 module's own loader is asked, and none of them is imported.
@@ -19,7 +19,7 @@ from ..arithmetic.bind import ByWidth, Function, names_in, reached_from
 
 
 def package_digest(package: ModuleSpec) -> bytes | None:
-    """Of every module in a package and in the packages inside it; None where the code of one cannot be had."""
+    """Of every module in a package and in the packages inside it; None where the code of one is not available."""
     digest = hashlib.sha256()
     with contextlib.suppress(ImportError):
         for spec in sorted(specs_in(package), key=lambda spec: spec.name):
@@ -30,7 +30,7 @@ def package_digest(package: ModuleSpec) -> bytes | None:
 
 
 def module_content(package: str, module: str) -> bytes | None:
-    """The content of a module of a package that need not have been imported; None where it cannot be had."""
+    """The content of a module of a package that need not have been imported; None where it is not available."""
     with contextlib.suppress(ImportError, ValueError):  # ValueError: something in the package's place has no spec
         spec = importlib.util.find_spec(package)
         for location in (spec and spec.submodule_search_locations) or ():
@@ -68,39 +68,39 @@ def content_of(spec: ModuleSpec) -> bytes:
     code = loader.get_code(spec.name) if hasattr(loader, "get_code") else None
     if code is None:
         raise ImportError(f"{loader} does not tell the code of {spec.name}")
-    return words_of(code).encode()
+    return text_of(code).encode()
 
 
-def words_of(code: CodeType) -> str:
+def text_of(code: CodeType) -> str:
     """What a code object does, the same in every process; `marshal` tells objects from equal ones, and reads flags."""
     head = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags, code.co_code.hex())
     names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
     table = getattr(code, "co_exceptiontable", b"")
-    return f"code{(*head, *names, table)}{constant_words(code.co_consts)}"
+    return f"code{(*head, *names, table)}{constant_text(code.co_consts)}"
 
 
-def arithmetic_words(function: Function) -> str:
+def arithmetic_text(function: Function) -> str:
     """What a function of the arithmetic does, with all that it calls and the numbers that these use."""
     lines = []
     for reached in reached_from(function):
-        used = [f"{name}={value_words(value)}" for name, value in names_in(reached)]
-        lines.append(f"{reached.__qualname__}: {words_of(reached.__code__)} {' '.join(used)}")
+        used = [f"{name}={value_text(value)}" for name, value in names_in(reached)]
+        lines.append(f"{reached.__qualname__}: {text_of(reached.__code__)} {' '.join(used)}")
     return "\n".join(lines)
 
 
-def value_words(value: Any) -> str:
+def value_text(value: Any) -> str:
     if isinstance(value, Function):
         return f"{value.__module__}.{value.__qualname__}"
     if isinstance(value, ByWidth):
-        return f"({value_words(value.narrow)}, {value_words(value.wide)})"
-    return constant_words(value)
+        return f"({value_text(value.narrow)}, {value_text(value.wide)})"
+    return constant_text(value)
 
 
-def constant_words(constant: Any) -> str:
+def constant_text(constant: Any) -> str:
     if isinstance(constant, CodeType):
-        return words_of(constant)
+        return text_of(constant)
     if isinstance(constant, tuple):
-        return f"({','.join(map(constant_words, constant))})"
+        return f"({','.join(map(constant_text, constant))})"
     if isinstance(constant, frozenset):  # whose order is another in every process
-        return f"{{{','.join(sorted(map(constant_words, constant)))}}}"
+        return f"{{{','.join(sorted(map(constant_text, constant)))}}}"
     return repr(constant)

@@ -20,7 +20,7 @@ def scratch(context, size):
     """The address of `size` (a literal) bytes on the stack."""
 
     def build(context, builder, signature, arguments):
-        # Not by cgutils.alloca_once, which fills it with zeros: LLVM takes seconds to find that nobody reads them.
+        # Not by cgutils.alloca_once, which fills it with zeros: LLVM takes seconds to find that they are not read.
         with builder.goto_entry_block():
             place = builder.alloca(ir.ArrayType(ir.IntType(8), size.literal_value))
         place.align = LINE
@@ -93,7 +93,7 @@ def turn_square(context, rows, offset, target, stride, size, streaming):
     """Writes a square of elements of `size` (a literal) bytes, a column at a time, which is a cache line.
 
     `rows` lists the rows' addresses, to which `offset` is added; the columns go to `target`, `stride` bytes from one to
-    the next, around the cache where `streaming`.
+    the next, with non-temporal stores where `streaming`.
     """
     side = LINE // size.literal_value
     line = ir.VectorType(ir.IntType(8 * size.literal_value), side)
@@ -145,7 +145,7 @@ def build_kernel(kind: str, dtype: torch.dtype, form: Form) -> Callable[..., Non
     The elements to write are `runs`: stretches of `length` neighbours in the global tensor, `stride` bytes apart
     in memory. Positions count along all runs; a call fills those in [start, stop), so that threads can
     share a tensor at any cut. Where each run lies is told by a table of (size, index step, byte step) for each of
-    the `outer` dimensions around it. `streaming` asks for stores that go around the cache.
+    the `outer` dimensions around it. `streaming` asks for non-temporal stores.
     For `form` see `forms.form_of`.
     """
     return turned_kernel(kind, dtype) if form == "turned" else straight_kernel(kind, dtype, form)
@@ -160,7 +160,7 @@ def straight_kernel(kind: str, dtype: torch.dtype, form: Form) -> Callable[..., 
     size = dtype.itemsize
     scratch_bytes = block_elements * size
 
-    def kernel(address, first, length, start, stop, stride, outer, table, seed, stream, streaming, parameters):
+    def kernel(address, first, length, start, stop, stride, outer, table, seed, stream_id, streaming, parameters):
         spare = scratch(scratch_bytes)
         kept = -1  # the block that the scratch holds: short runs often share one
         position = start
@@ -181,7 +181,7 @@ def straight_kernel(kind: str, dtype: torch.dtype, form: Form) -> Callable[..., 
                 # One call for both cases: the arithmetic stands in the machine code once.
                 whole = contiguous and count == block_elements
                 if whole or block != kept:
-                    write_block(target if whole else spare, block, seed, stream, aligned if whole else 0, parameters)
+                    write_block(target if whole else spare, block, seed, stream_id, aligned if whole else 0, parameters)
                 if not whole:
                     kept = block
                 if contiguous:
@@ -212,7 +212,7 @@ def turned_kernel(kind: str, dtype: torch.dtype) -> Callable[..., None]:
     side_by_side, block_bytes = LINE // size, block_elements * size  # as many runs as a cache line has elements
     scratch_bytes, list_bytes = side_by_side * 2 * block_bytes, side_by_side * 8
 
-    def kernel(address, first, length, start, stop, stride, outer, table, seed, stream, streaming, parameters):
+    def kernel(address, first, length, start, stop, stride, outer, table, seed, stream_id, streaming, parameters):
         spare, rows = scratch(scratch_bytes), scratch(list_bytes)
         innermost = table + 24 * (outer - 1)
         runs, step, across = load_int64(innermost), load_int64(innermost + 8), load_int64(innermost + 16)
@@ -227,13 +227,13 @@ def turned_kernel(kind: str, dtype: torch.dtype) -> Callable[..., None]:
                     here = index + k * step + begin
                     block = here // block_elements
                     skip = here - block * block_elements  # the same in all windows of a run
-                    room = spare + k * 2 * block_bytes
-                    store_int64(room + skip * size, rows + 8 * k)
+                    window = spare + k * 2 * block_bytes
+                    store_int64(window + skip * size, rows + 8 * k)
                     drawn = 1 if begin > 0 and skip > 0 else 0  # by the window before, as its second block
                     if drawn:
-                        copy_bytes(room, room + block_bytes, block_bytes)
+                        copy_bytes(window, window + block_bytes, block_bytes)
                     while drawn * block_elements < skip + width:
-                        write_block(room + drawn * block_bytes, block + drawn, seed, stream, 0, parameters)
+                        write_block(window + drawn * block_bytes, block + drawn, seed, stream_id, 0, parameters)
                         drawn += 1
                 place = target + begin * stride
                 if across == size and count == side_by_side and width == block_elements:

@@ -194,7 +194,7 @@ class Counters:
         return self.first.cast("u64", "zext") * factor + steps
 
 
-class Words:
+class Xors:
     """Words between Philox's multiplications: the exclusive or of `terms`, each one half of 64-bit lanes.
 
     A 32 x 32 -> 64 bit product wants its factors in the lower halves of 64-bit lanes, and leaves both its words in
@@ -208,8 +208,8 @@ class Words:
     def __init__(self, terms: Sequence[tuple[Lanes, bool]]) -> None:
         self.terms = sorted(terms, key=lambda term: not term[0].shared)  # what lanes share is joined first, as scalars
 
-    def __xor__(self, other: Words | Lanes) -> Words:
-        return Words([*self.terms, *(other.terms if isinstance(other, Words) else [(other, False)])])
+    def __xor__(self, other: Xors | Lanes) -> Xors:
+        return Xors([*self.terms, *(other.terms if isinstance(other, Xors) else [(other, False)])])
 
     def wide(self) -> Lanes:
         """In the lower halves of 64-bit lanes, the upper ones junk."""
@@ -242,16 +242,16 @@ def packed(term: Lanes, upper: bool) -> Lanes:
     return Lanes(term.builder, "u32", term.value).picked(halves, lanes)
 
 
-def mulhilo(a: Lanes | Counters | Words, b: int) -> tuple[Words, Words]:
+def mulhilo(a: Lanes | Counters | Xors, b: int) -> tuple[Xors, Xors]:
     if isinstance(a, Counters):
         product = a.times(b)
-    elif isinstance(a, Words):
+    elif isinstance(a, Xors):
         product = (a.wide() & 0xFFFFFFFF) * b
     elif a.shared:
         product = a.cast("u64", "zext") * b
     else:
         raise TypeError("a vector that is to be multiplied comes as Counters, in the order of their products")
-    return Words([(product, True)]), Words([(product, False)])
+    return Xors([(product, True)]), Xors([(product, False)])
 
 
 def primitives(width: int) -> dict[str, Any]:

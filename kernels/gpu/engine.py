@@ -134,7 +134,7 @@ def signature(variant: Variant) -> dict[str, Any]:
     """The types of all arguments that are no constants. They are fixed here, so that no value can change them."""
     real = "fp64" if WIDTHS[variant.dtype] == 64 else "fp32"
     numbers = ["u32" if k == 0 and SAMPLERS[variant.kind].whole_first else real for k in range(variant.parameters)]
-    stream = {"seed": "i64", "stream": "i64", "parameters": tuple(numbers)}
+    stream = {"seed": "i64", "stream_id": "i64", "parameters": tuple(numbers)}
     if variant.outer is None:
         return {"address": "i64", "tile": "i64", "tiles": "i64", "programs": "i64"} | stream
     place = dict.fromkeys(("address", "first", "length", "stride"), "i64") | dict.fromkeys(
@@ -200,7 +200,7 @@ class Filling(NamedTuple):
 
     def launch(self, outer: int | None, programs: int, *place: Any) -> None:
         kernel, chosen = loaded(self.variant(outer), self.device)
-        stream = as_signed(self.draw.seed), as_signed(self.draw.id)
+        stream = as_signed(self.draw.seed), as_signed(self.draw.stream_id)
         kernel[(programs, 1, 1)](*place, *stream, self.draw.parameters, *chosen)
 
     @property
@@ -304,8 +304,8 @@ class GpuEngine:
         with made_current(device) as described:
             is_current = getattr(torch, device.type).current_device
 
-        def write(address: int, count: int, seed: int, stream: int) -> None:
-            filling = Filling(described, dtype, Draw(kind, parameters, seed, stream))
+        def write(address: int, count: int, seed: int, stream_id: int) -> None:
+            filling = Filling(described, dtype, Draw(kind, parameters, seed, stream_id))
             with NOTHING if is_current() == described.number else made_current(device):
                 filling.neighbours(address, 0, count, TILES_FROM)
 

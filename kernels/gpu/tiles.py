@@ -288,7 +288,7 @@ def as_it_is(x):
 
 @triton.jit
 def fill_tiles(
-    address, tile, tiles, programs, seed, stream, parameters,
+    address, tile, tiles, programs, seed, stream_id, parameters,
     PHILOX: tl.constexpr, LAW: tl.constexpr, HEAD: tl.constexpr, WHOLE: tl.constexpr, PAIRS: tl.constexpr,
     WIDTH: tl.constexpr, REAL: tl.constexpr, FINISH: tl.constexpr, ELEMENT: tl.constexpr,
     ROWS: tl.constexpr, SIDE: tl.constexpr,
@@ -313,7 +313,7 @@ def fill_tiles(
         for side in tl.static_range(SIDE):
             words = PHILOX(
                 low_word(counter) + within + side, high_word(counter),
-                low_word(stream), high_word(stream), low_word(seed), high_word(seed),
+                low_word(stream_id), high_word(stream_id), low_word(seed), high_word(seed),
             )  # fmt: skip
             drawn = drawn + (lanes(words, numbers, LAW, HEAD, PAIRS, WIDTH, FINISH, ELEMENT),)
         for lane in tl.static_range(LANES):
@@ -329,7 +329,7 @@ def fill_tiles(
 
 @triton.jit
 def fill_runs(
-    address, first, length, stride, rows, rows_a_run, sizes, index_steps, strides, seed, stream, parameters,
+    address, first, length, stride, rows, rows_a_run, sizes, index_steps, strides, seed, stream_id, parameters,
     PHILOX: tl.constexpr, LAW: tl.constexpr, HEAD: tl.constexpr, WHOLE: tl.constexpr, PAIRS: tl.constexpr,
     WIDTH: tl.constexpr, REAL: tl.constexpr, FINISH: tl.constexpr, ELEMENT: tl.constexpr,
     ROWS: tl.constexpr,
@@ -361,7 +361,7 @@ def fill_runs(
     counter = number * 16 + column
     words = PHILOX(
         low_word(counter), high_word(counter),
-        low_word(stream), high_word(stream), low_word(seed), high_word(seed),
+        low_word(stream_id), high_word(stream_id), low_word(seed), high_word(seed),
     )  # fmt: skip
     samples = lanes(words, numbers, LAW, HEAD, PAIRS, WIDTH, FINISH, ELEMENT)
     out = address.to(tl.pointer_type(ELEMENT))

@@ -1,6 +1,6 @@
-"""The eager engine: the arithmetic as torch operations, where no compiled engine can be had. Same bits, slower.
+"""The eager engine: the arithmetic as torch operations, where there is no compiled engine. Same bits, slower.
 
-Words are held in int64, because torch has next to no unsigned arithmetic.
+Words are held in int64, because torch has hardly any unsigned arithmetic.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ ARITHMETIC = {
 
 def lanes_at(draw: Draw, counter: Tensor, width: int) -> list[Tensor]:
     """All samples that these counters draw, a tensor for each lane."""
-    stream_low, stream_high = draw.id & MASK, draw.id >> 32
+    stream_low, stream_high = draw.stream_id & MASK, draw.stream_id >> 32
     words = ARITHMETIC[32](philox)(
         counter & MASK, (counter >> 32) & MASK, stream_low, stream_high, draw.seed & MASK, draw.seed >> 32
     )
@@ -134,7 +134,7 @@ class EagerEngine:
 
     def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
         if device.type == "mps":
-            return "it needs float64, which mps has not"
+            return "it needs float64, which mps does not have"
         return None if dtype in WIDTHS else f"the stream contract does not cover {dtype}"
 
     @torch.no_grad()

@@ -66,7 +66,7 @@ ARITHMETIC = {
 
 
 def values_at(draw: Draw, indices: NDArray[np.int64], width: int) -> Array:
-    """The draw's elements at `indices`, in the working precision: the stream contract, read out loud."""
+    """The draw's elements at `indices`, in the working precision: the stream contract as code."""
     block, within = np.divmod(indices, block_size(width))
     lane, column = np.divmod(within, COLUMNS)
     counter = (block * COLUMNS + column).astype(np.uint64)
@@ -75,7 +75,7 @@ def values_at(draw: Draw, indices: NDArray[np.int64], width: int) -> Array:
         return np.broadcast_to(np.asarray(value, np.uint64).astype(np.uint32), counter.shape)
 
     words = ARITHMETIC[32](philox)(
-        word(counter), word(counter >> np.uint64(32)), word(draw.id & 0xFFFFFFFF), word(draw.id >> 32),
+        word(counter), word(counter >> np.uint64(32)), word(draw.stream_id & 0xFFFFFFFF), word(draw.stream_id >> 32),
         word(draw.seed & 0xFFFFFFFF), word(draw.seed >> 32),
     )  # fmt: skip
     dtype = np.float64 if width == 64 else np.float32

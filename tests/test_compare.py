@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.init import trunc_normal_, xavier_normal_
 
 import fastinit
-from fastinit.commands import compare as audit
+from fastinit.commands import compare
 from fastinit.kernels.dtypes import FORMATS
 from fastinit.laws import Normal, TruncNormal, Uniform, judge as judging
 from fastinit.laws.judge import ks_bound, ks_distance, moments
@@ -234,7 +234,7 @@ def test_the_law_of_a_call_is_the_law_of_what_torch_draws(name):
     """Judged on torch's own samples, so that a wrong formula here cannot agree with itself."""
     for arguments in ({}, ARGUMENTS[name]):
         call = next(iter(record(Resets(lambda m, a=arguments: getattr(nn.init, name)(m.a, **a), (300, 200))).values()))
-        law = audit.law_of(call)
+        law = compare.law_of(call)
         assert ks_distance(call.tensor.flatten(), law) <= ks_bound(call.tensor.numel())
         assert ks_distance(call.tensor.flatten() * 1.05, law) > ks_bound(call.tensor.numel())
 
@@ -252,17 +252,17 @@ ARGUMENTS = {
 
 def test_fans_are_those_of_the_view_that_was_given():
     call = record(Resets(lambda m: nn.init.kaiming_normal_(m.a.t())))["a"]
-    assert audit.law_of(call).std == pytest.approx(math.sqrt(2 / 6))  # rows count, not columns
+    assert compare.law_of(call).std == pytest.approx(math.sqrt(2 / 6))  # rows count, not columns
 
 
 @pytest.mark.parametrize("reset", [lambda m: nn.init.orthogonal_(m.a), lambda m: nn.init.normal_(m.a, std=0.0)])
 def test_no_law_to_judge_by(reset):
-    assert audit.law_of(record(Resets(reset))["a"]) is None
+    assert compare.law_of(record(Resets(reset))["a"]) is None
 
 
 def test_groups_share_initialiser_dtype_and_law():
     module = nn.Sequential(nn.Linear(9, 5), nn.Linear(9, 7), nn.Linear(9, 5).double(), nn.LayerNorm(5))
-    groups = audit.grouped(record(module).values())
+    groups = compare.grouped(record(module).values())
     assert {(group.initialiser, len(group.calls), group.elements, group.constant) for group in groups} == {
         ("kaiming_uniform_", 2, 108, None), ("kaiming_uniform_", 1, 45, None), ("uniform_", 2, 12, None),
         ("uniform_", 1, 5, None), ("ones_", 1, 5, 1.0), ("zeros_", 1, 5, 0.0),
@@ -277,16 +277,16 @@ def small() -> nn.Module:
 def test_compare_replays_each_law_with_both():
     module = small()
     module.register_parameter("scale", nn.Parameter(torch.full((3,), 7.0)))
-    found = audit.compare(module, seed=SEED, repeat=2)
+    found = compare.compare(module, seed=SEED, repeat=2)
     assert {row.group.initialiser for row in found.rows} == {
         "normal_", "kaiming_uniform_", "uniform_", "ones_", "zeros_", "constant_"
     }  # fmt: skip
     assert (found.passes, found.without_law, found.failures) == (2, 1, [])
     assert module.scale.tolist() == [7.0] * 3
     for row in found.rows:
-        assert all(row.seconds[side] > 0 for side in audit.SIDES)
+        assert all(row.seconds[side] > 0 for side in compare.SIDES)
         if row.group.law is not None:
-            for side in audit.SIDES:
+            for side in compare.SIDES:
                 seen = row.observed[side]
                 assert seen.passes
                 assert seen.std == pytest.approx(row.group.law.std, rel=0.3)
@@ -295,9 +295,9 @@ def test_compare_replays_each_law_with_both():
 
 
 def test_compare_is_repeatable():
-    first, second = (audit.compare(small(), seed=3, repeat=1) for _ in range(2))
+    first, second = (compare.compare(small(), seed=3, repeat=1) for _ in range(2))
     for one, other in zip(first.rows, second.rows, strict=True):
-        for side in audit.SIDES:
+        for side in compare.SIDES:
             assert torch.equal(one.observed[side].sample, other.observed[side].sample)
 
 
@@ -305,29 +305,29 @@ def test_compare_sees_a_wrong_law(monkeypatch):
     """The twin: a fastinit whose uniform_ is a twentieth too wide."""
     draw = fastinit.init.uniform_
     monkeypatch.setattr(fastinit.init, "uniform_", lambda tensor, a, b: draw(tensor, 1.05 * a, 1.05 * b))
-    found = audit.compare(nn.Linear(1, 100_000), repeat=1)
+    found = compare.compare(nn.Linear(1, 100_000), repeat=1)
     assert [row.group.initialiser for row in found.failures] == ["uniform_"]
     assert found.failures[0].observed["torch"].passes
 
 
 def test_compare_sees_what_was_not_written(monkeypatch):
     monkeypatch.setattr(fastinit.init, "uniform_", lambda tensor, a, b: tensor)
-    found = audit.compare(nn.Linear(8, 8), repeat=1)
+    found = compare.compare(nn.Linear(8, 8), repeat=1)
     assert [row.group.initialiser for row in found.failures] == ["uniform_"]
 
 
 def test_passes_make_up_a_second_within_limits():
-    assert [audit.passes_for(seconds) for seconds in (0.0, 1e-6, 0.1, 60.0)] == [25, 25, 10, 3]
+    assert [compare.passes_for(seconds) for seconds in (0.0, 1e-6, 0.1, 60.0)] == [25, 25, 10, 3]
 
 
-@pytest.mark.skipif(audit.forget_peak() is None, reason="this system keeps no account of peak memory")
+@pytest.mark.skipif(compare.forget_peak() is None, reason="this system keeps no account of peak memory")
 def test_temporaries_are_seen_in_the_peak_of_memory(monkeypatch):
     copying = types.SimpleNamespace(normal_=lambda tensor, mean, std: tensor.copy_(torch.randn(tensor.shape)))
-    monkeypatch.setitem(audit.SIDES, "torch", copying)
-    groups = audit.grouped(record(Resets(lambda m: nn.init.normal_(m.a), (1 << 23,))).values())
-    audit.prepare(groups)
+    monkeypatch.setitem(compare.SIDES, "torch", copying)
+    groups = compare.grouped(record(Resets(lambda m: nn.init.normal_(m.a), (1 << 23,))).values())
+    compare.prepare(groups)
     with torch.no_grad():
-        extra = {side: audit.watched(groups, side, 0, lambda: None)[0] for side in audit.SIDES}
+        extra = {side: compare.watched(groups, side, 0, lambda: None)[0] for side in compare.SIDES}
     assert extra["torch"] > 0.9 * groups[0].size  # Linux counts in batches
     assert extra["fastinit"] < groups[0].size / 8
 
@@ -335,8 +335,8 @@ def test_temporaries_are_seen_in_the_peak_of_memory(monkeypatch):
 def test_a_sample_of_a_large_group_comes_from_all_columns():
     """The step through the tensor is odd, so no column of a kernel's block of 64 is always left out."""
     call = recorder.Call("a", "uniform_", torch.arange(4.0e6), {"a": 0.0, "b": 4.0e6})
-    sample = audit.observe(audit.grouped([call])[0]).sample
-    assert 500_000 < sample.numel() <= audit.SAMPLE
+    sample = compare.observe(compare.grouped([call])[0]).sample
+    assert 500_000 < sample.numel() <= compare.SAMPLE
     assert len((sample % 64).unique()) == 64
 
 
