@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -184,8 +185,9 @@ def module_text() -> str:
     parts = [HEADER]
     for name in FITS:
         coefficients, greatest = fit_floats(name)
-        lines = "".join(f"    {c!r},\n" for c in coefficients)
-        parts.append(f"# greatest error {greatest:.1e}\n{name} = (\n{lines})\n")
+        numbers = "".join(f"{c!r}, " for c in coefficients).rstrip()
+        lines = textwrap.fill(numbers, 120, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False)
+        parts.append(f"# greatest error {greatest:.1e}\n{name} = (\n{lines}\n)  # fmt: skip\n")
     for width, dtype in ((32, np.float32), (64, np.float64)):
         unit = 2.0 ** -(23 if width == 32 else 52)
         high = float(mp.nint(-2 * mp.log(2) * 2**12) / 2**12)

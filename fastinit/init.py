@@ -97,7 +97,8 @@ def bits_(tensor: T, generator: Generator | None = None, *, stream: Stream | Non
     if (reason := outside_contract(local_of(tensor), (torch.int32,))) is not None:
         raise RuntimeError(f"bits_ cannot draw here: {reason}")
     refuse_inference_write(local_of(tensor))
-    return fill(tensor, Words(), generator, stream=stream)
+    fill(tensor, Words(), generator, stream=stream)
+    return tensor
 
 
 def constant_(tensor: T, val: float) -> T:

@@ -181,7 +181,7 @@ def test_true_samples_pass_and_slightly_wrong_ones_fail(name, dtype):
 def test_slightly_wrong_samples_fail_after_rounding_too(name, dtype):
     """The twin for what is rounded, of laws that the dtype has enough numbers for."""
     law = LAWS[name]
-    sample = fastinit.drawing.fill.fill(torch.empty(1 << 18), law, stream=fastinit.Stream(SEED))
+    fastinit.drawing.fill.fill(sample := torch.empty(1 << 18), law, stream=fastinit.Stream(SEED))
     bounds = law.held(dtype)
     assert ks_distance(sample.clamp(*bounds).to(dtype), law) <= ks_bound(sample.numel())
     assert ks_distance((sample + law.std / 50).clamp(*bounds).to(dtype), law) > ks_bound(sample.numel())
@@ -192,7 +192,7 @@ def test_slightly_wrong_samples_fail_after_rounding_too(name, dtype):
 )
 def test_what_lies_beyond_a_dtype_is_judged_as_its_greatest_number(dtype, std):
     law = Normal(0.0, std)
-    sample = fastinit.drawing.fill.fill(torch.empty(1 << 18, dtype=dtype), law, stream=fastinit.Stream(SEED))
+    fastinit.drawing.fill.fill(sample := torch.empty(1 << 18, dtype=dtype), law, stream=fastinit.Stream(SEED))
     assert (sample.double().abs() >= FORMATS[dtype].greatest).double().mean() > 0.05
     assert ks_distance(sample, law) <= ks_bound(sample.numel())
     assert ks_distance(sample, Normal(0.0, 1.1 * std)) > ks_bound(sample.numel())

@@ -74,15 +74,16 @@ def test_one_look_at_the_flags_and_one_choice_of_an_engine(name, keywords, flag,
 def walk(call, tensor) -> list[str]:
     """The files of the house that the tensor enters, one call after the other, from one file into another."""
     entered: list[str] = []
-    folders = {str(ROOT): "fastinit", str(Path(fastinit.kernels.__file__).parent): "kernels"}
+    # An installed package has kernels/ in it.
+    folders = {str(Path(fastinit.kernels.__file__).parent): "kernels", str(ROOT): "fastinit"}
 
     def profile(frame, event, argument) -> None:
         if event != "call" or not any(value is tensor for value in list(frame.f_locals.values())):
             return
         here, caller = frame.f_code.co_filename, frame.f_back.f_code.co_filename
-        for folder, name in folders.items():
-            if here.startswith(folder + os.sep) and here != caller:
-                entered.append(name + here.removeprefix(folder))
+        folder = next((folder for folder in folders if here.startswith(folder + os.sep)), None)
+        if folder is not None and here != caller:
+            entered.append(folders[folder] + here.removeprefix(folder))
 
     sys.setprofile(profile)
     try:

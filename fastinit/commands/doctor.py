@@ -248,12 +248,11 @@ def cache_found() -> Cache:
     return Cache(tuple(folder.path for folder in reading), written, refused, len(sizes), sum(sizes))
 
 
-def kernel_words() -> str:
+def kernels_on_disk() -> str:
     """How many of the kernels of this version, for this CPU, need no compiling."""
-    from ..drawing.engines import every_kernel
     from ..kernels.cpu.engine import on_disk
 
-    wanted = every_kernel()
+    wanted = engines.every_kernel()
     ready = sum(on_disk(kernel) is not None for kernel in wanted)
     return f"{ready} of {len(wanted)} on disk; {DEFAULT_MODEL}"
 
@@ -263,7 +262,7 @@ def setting_facts(cache: Cache | None) -> Facts:
     refusal = execution_refused()
     return [
         *cache_facts(cache),
-        ("kernels", "none" if cache is None else kernel_words()),
+        ("kernels", "none" if cache is None else kernels_on_disk()),
         ("executable memory", "allowed" if refusal is None else f"refused: {refusal}"),
         ("huge pages", pages.setting()),
         ("FASTINIT", "not set" if environment is None else repr(environment)),

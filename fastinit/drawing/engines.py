@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import functools
 import importlib
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
 
 from ..kernels.contract import GPUS, Draw, Engine, KernelMissing, setting_up
 from ..kernels.cpu.forms import FORMS, Kernel
@@ -16,6 +15,9 @@ from ..kernels.staged import StagedEngine
 from ..laws import Parameters, examples
 from .flags import forced_engine
 from .tell import PACKAGE, warn_once
+
+if TYPE_CHECKING:
+    from ..kernels.gpu.engine import GpuEngine
 
 # The module of `fastinit.kernels` that each engine is in, and its class.
 CLASSES = {
@@ -59,13 +61,6 @@ def every_kernel() -> list[Kernel]:
 trials: dict[tuple[str, str, torch.dtype], str | None] = {}
 
 
-class TriedEngine(Engine, Protocol):
-    """An engine that is compared with the reference before it is trusted."""
-
-    def sample(self, device: torch.device, dtype: torch.dtype, draw: Draw) -> tuple[Tensor, int]:
-        """Some thousand neighbours, drawn in every way that it has, and the first one's number."""
-
-
 def trial(engine: Engine, device: torch.device, dtype: torch.dtype, law: Parameters) -> str | None:
     """Why the GPU engine must not draw this law on this device, found out once: it is compared with the reference.
 
@@ -83,11 +78,18 @@ def trial(engine: Engine, device: torch.device, dtype: torch.dtype, law: Paramet
     try:
         if capturing(device):
             return None
-        drawn, first = cast(TriedEngine, engine).sample(device, dtype, draw)
+        drawn, first = cast("GpuEngine", engine).sample(device, dtype, draw)
         expected = torch.empty(drawn.shape, dtype=dtype, device="cpu")
         reference.fill(expected, draw, first, None)
         same = torch.equal(drawn.cpu().view(torch.uint8), expected.view(torch.uint8))
-        trials[place] = None if same else wrong_bits(device, dtype, kind)
+        trials[place] = (
+            None
+            if same
+            else (
+                f"its {kind} kernel for {name_of(dtype)} gave other bits on {device} than the reference; "
+                "please report this with what `fastinit doctor` prints"
+            )
+        )
     except torch.OutOfMemoryError as error:  # the next time there may be room
         return str(error)
     except Exception as error:  # a compiler or a driver can raise anything
@@ -98,13 +100,6 @@ def trial(engine: Engine, device: torch.device, dtype: torch.dtype, law: Paramet
 def was_found_right(device: torch.device, dtype: torch.dtype, law: Parameters) -> bool:
     """Whether a trial of this law on this device is over, and went well."""
     return trials.get((str(device), law[0], dtype), "no trial yet") is None
-
-
-def wrong_bits(device: torch.device, dtype: torch.dtype, kind: str) -> str:
-    return (
-        f"its {kind} kernel for {name_of(dtype)} gave other bits on {device} than the reference; "
-        "please report this with what `fastinit doctor` prints"
-    )
 
 
 def capturing(device: torch.device) -> bool:
@@ -171,7 +166,7 @@ def choose(device: torch.device, dtype: torch.dtype, compiled: bool, law: Parame
     """
     name = forced_engine.get()
     if name is None:
-        return compiled_or_substitute(device, dtype, compiled, law)
+        return choose_by_device(device, dtype, compiled, law)
     found = load(name)
     if isinstance(found, str) or (reason := found.why_not(device, dtype)) is not None:
         raise RuntimeError(f"use_engine({name!r}): it cannot draw here: {found if isinstance(found, str) else reason}")
@@ -180,7 +175,7 @@ def choose(device: torch.device, dtype: torch.dtype, compiled: bool, law: Parame
     return found
 
 
-def compiled_or_substitute(device: torch.device, dtype: torch.dtype, compiled: bool, law: Parameters | None) -> Engine:
+def choose_by_device(device: torch.device, dtype: torch.dtype, compiled: bool, law: Parameters | None) -> Engine:
     if setting_up.is_on:
         return meanwhile(device, dtype, compiled)
     if device.type == "cpu" and not isinstance(cpu := load("cpu"), str):  # first, and without asking anything else

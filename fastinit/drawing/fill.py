@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,31 +14,21 @@ from .regions import Box, Shard, Target, region
 from .streams import Stream, source
 from .torch_private import increment_version
 
-T = TypeVar("T", bound=Target)
-
 
 def fill(
-    target: T,
+    target: Target,
     law: Law,
     generator: torch.Generator | None = None,
     *,
     stream: Stream | None = None,
     compiled: bool = False,
-) -> T:
-    """Fill `target` in place with samples of `law`; returns `target`.
+) -> Engine | None:
+    """Fill `target` in place with samples of `law`; returns who drew, None for a meta tensor, which stays as it is.
 
     The bits depend on the law, the stream and each element's index in the global tensor. Without a stream
-    one is drawn from the generator (see `streams.default_generator`): one 64-bit number, whatever the size. A meta
-    tensor stays as it is. Raises `RuntimeError` where `compiled` insists on a compiled engine and there is none.
+    one is drawn from the generator (see `streams.default_generator`): one 64-bit number, whatever the size. Raises
+    `RuntimeError` where `compiled` insists on a compiled engine and there is none.
     """
-    write(target, law, generator, stream, compiled)
-    return target
-
-
-def write(
-    target: Target, law: Law, generator: torch.Generator | None, stream: Stream | None, compiled: bool
-) -> Engine | None:
-    """The same; returns who drew, None for a meta tensor."""
     local, boxes = (target.local, region(target)) if isinstance(target, Shard) else (target, [Box(target, 0, None)])
     if local.is_meta:
         return None

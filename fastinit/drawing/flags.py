@@ -93,11 +93,6 @@ def flag_of(tensor: Tensor) -> bool | None:
     return default if fast is None else fast
 
 
-def wanted(tensor: Tensor, fast: bool | None) -> bool | None:
-    """What a call asks for: its own `fast=`, else the flag, else what the environment says."""
-    return flag_of(tensor) if fast is None else fast
-
-
 @contextlib.contextmanager
 def use_engine(name: str) -> Iterator[None]:
     """Within the context this engine draws everything: reference, cpu, gpu or eager. For tests and benchmarks.

@@ -53,7 +53,7 @@ def way(
         if originals.is_kept(name, tensor):
             return TORCH
         other = originals.replacement(name)
-    asked = flags.wanted(tensor, fast)
+    asked = flags.flag_of(tensor) if fast is None else fast
     beyond_torch = asked or stream is not None or layout is not None or isinstance(target, Shard)
     if beyond_torch and originals.unwrapped(other) is ours[name]:
         other = None  # a functools.partial of ours, which may be what calls, and can serve all that ours can

@@ -11,7 +11,7 @@ import torch
 from torch import Generator
 
 from ..drawing import originals
-from ..drawing.fill import write
+from ..drawing.fill import fill
 from ..drawing.originals import torchs_own
 from ..drawing.regions import Shard, Target, local_of
 from ..drawing.route import COMPILED, TORCH, Way
@@ -136,7 +136,7 @@ def draw(
     law = None if numbers is None else OF_NUMBERS[function](target.dtype, *numbers)
     if law is None:
         return by_torch(function, target, stream, numbers or given, generator), None, None
-    engine = write(target, law, generator, stream, by is COMPILED)
+    engine = fill(target, law, generator, stream=stream, compiled=by is COMPILED)
     return target, None if is_far(law) else law, engine  # it warns every time
 
 

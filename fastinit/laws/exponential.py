@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass
 
@@ -47,12 +46,7 @@ class Exponential:
         return -torch.expm1(-self.rate * x.clamp(min=0.0))
 
     def parameters(self, dtype: torch.dtype) -> Parameters:
-        return exponential_parameters(self.rate, dtype)
-
-
-@functools.lru_cache(maxsize=1024)
-def exponential_parameters(rate: float, dtype: torch.dtype) -> Parameters:
-    return "exponential", (nearest(0.5 / rate, working(dtype)),)
+        return "exponential", (nearest(0.5 / self.rate, working(dtype)),)
 
 
 EXAMPLES = {"exponential": Example(Exponential(2.0))}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass
 
@@ -48,13 +47,8 @@ class Normal:
         return mass if self.std > 0 else (x >= self.mean).double()
 
     def parameters(self, dtype: torch.dtype) -> Parameters:
-        return normal_parameters(self.mean, self.std, dtype)
-
-
-@functools.lru_cache(maxsize=1024)
-def normal_parameters(mean: float, std: float, dtype: torch.dtype) -> Parameters:
-    number = working(dtype)
-    return "normal", (nearest(mean, number), nearest(std, number))
+        number = working(dtype)
+        return "normal", (nearest(self.mean, number), nearest(self.std, number))
 
 
 EXAMPLES = {"normal": Example(Normal(0.25, 2.0))}

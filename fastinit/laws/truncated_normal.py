@@ -187,9 +187,8 @@ def _truncated(law: TruncNormal, dtype: torch.dtype) -> Parameters:
     if nearer > POINT_FROM:
         return uniform_parameters(lowest, lowest, dtype) if low > 0 else uniform_parameters(highest, highest, dtype)
     with localcontext(gaussian.DIGITS):
-        bend = (high - low) * max(
-            nearer, Decimal(1)
-        )  # how far the density's logarithm goes from one bound to the other
+        # How far the density's logarithm goes from one bound to the other.
+        bend = (high - low) * max(nearer, Decimal(1))
     if bend < FLAT_BELOW:
         return uniform_parameters(law.a, law.b, dtype)
     if bend <= NARROW_UP_TO[width]:

@@ -72,14 +72,8 @@ def samples(
 
     seed, stream_id = stream
     first = builder.mul(number, ir.Constant(number.type, columns))
-    outputs = ARITHMETIC[32](philox)(
-        Counters(word(first, 0), columns),
-        word(first, 32),
-        word(stream_id, 0),
-        word(stream_id, 32),
-        word(seed, 0),
-        word(seed, 32),
-    )
+    counter = (Counters(word(first, 0), columns), word(first, 32), word(stream_id, 0), word(stream_id, 32))
+    outputs = ARITHMETIC[32](philox)(*counter, word(seed, 0), word(seed, 32))
     words = [output.packed() for output in outputs]
     lanes = sample_lanes(ARITHMETIC[width], kind, words, [parameter(value) for value in values])
     done = [rounded(lane.spread(columns), dtype) for lane in lanes]

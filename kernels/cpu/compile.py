@@ -56,8 +56,8 @@ class Entry:
     """
 
     def __init__(self, module: ir.Module, symbol: str) -> None:
-        kind = ir.FunctionType(POINTER, [POINTER, POINTER.as_pointer(), SIZE])
-        self.function = ir.Function(module, kind, symbol)
+        signature = ir.FunctionType(POINTER, [POINTER, POINTER.as_pointer(), SIZE])
+        self.function = ir.Function(module, signature, symbol)
         self.builder = ir.IRBuilder(self.function.append_basic_block("entry"))
         self.failed = self.function.append_basic_block("failed")
         ir.IRBuilder(self.failed).ret(ir.Constant(POINTER, None))
@@ -71,9 +71,9 @@ class Entry:
             self.call("PyErr_BadArgument")
             self.builder.branch(self.failed)
 
-    def number(self, item: ir.Value, kind: Any) -> ir.Value:
-        """A Python number as `kind`; whole ones modulo 2^64, so that seeds need no sign."""
-        if kind == types.float64:
+    def number(self, item: ir.Value, wanted: Any) -> ir.Value:
+        """A Python number as `wanted`, a type of Numba's; whole ones modulo 2^64, so that seeds need no sign."""
+        if wanted == types.float64:
             value = self.call("PyFloat_AsDouble", item)
             suspect = self.builder.fcmp_ordered("==", value, DOUBLE(-1.0))
         else:
@@ -85,15 +85,15 @@ class Entry:
                 self.builder.branch(self.failed)
         return value
 
-    def arguments(self, kinds: Sequence[Any]) -> list[ir.Value]:
-        """The arguments, of `kinds`, the last of which is a tuple; its numbers in its place."""
+    def arguments(self, wanted: Sequence[Any]) -> list[ir.Value]:
+        """The arguments, of these types, the last of which is a tuple; its numbers in its place."""
         _, items, count = self.function.args
-        *kinds, numbers = kinds
-        self.expect(count, len(kinds) + 1)
-        places = [self.builder.load(self.builder.gep(items, [SIZE(k)])) for k in range(len(kinds) + 1)]
+        *singles, numbers = wanted
+        self.expect(count, len(singles) + 1)
+        places = [self.builder.load(self.builder.gep(items, [SIZE(k)])) for k in range(len(singles) + 1)]
         self.expect(self.call("PyTuple_Size", places[-1]), len(numbers))
         places[-1:] = [self.call("PyTuple_GetItem", places[-1], SIZE(k)) for k in range(len(numbers))]
-        return [self.number(item, kind) for item, kind in zip(places, (*kinds, *numbers), strict=True)]
+        return [self.number(item, one) for item, one in zip(places, (*singles, *numbers), strict=True)]
 
     def without_lock(self, wanted: ir.Value, emit: Callable[[], Any]) -> None:
         """What `emit` builds, with the GIL released around it where `wanted`."""

@@ -137,9 +137,7 @@ def signature(variant: Variant) -> dict[str, Any]:
     stream = {"seed": "i64", "stream_id": "i64", "parameters": tuple(numbers)}
     if variant.outer is None:
         return {"address": "i64", "tile": "i64", "tiles": "i64", "programs": "i64"} | stream
-    place = dict.fromkeys(("address", "first", "length", "stride"), "i64") | dict.fromkeys(
-        ("rows", "rows_a_run"), "i32"
-    )
+    place = {"address": "i64", "first": "i64", "length": "i64", "stride": "i64", "rows": "i32", "rows_a_run": "i32"}
     sizes, jumps = ("i32",) * variant.outer, ("i64",) * variant.outer
     return place | {"sizes": sizes, "index_steps": jumps, "strides": jumps} | stream
 
@@ -161,23 +159,23 @@ def compile_for(variant: Variant, target: GPUTarget) -> CompiledKernel:
 
 
 class Device(NamedTuple):
-    """A GPU as the launches need it; `kind` is torch's name for its type."""
+    """A GPU as the launches need it; `type` is torch's name for its kind, cuda or xpu."""
 
-    kind: str
+    type: str
     number: int
     target: GPUTarget
     multiprocessors: int
 
 
 @functools.cache
-def device_of(kind: str, index: int) -> Device:
+def device_of(device_type: str, index: int) -> Device:
     """Asks the driver; to be called with the device made current."""
     if INTERPRETED:
-        return Device(kind, index, GPUTarget("cuda", 90, 32), 1)
-    properties = getattr(torch, kind).get_device_properties(index)
+        return Device(device_type, index, GPUTarget("cuda", 90, 32), 1)
+    properties = getattr(torch, device_type).get_device_properties(index)
     # XPU has another word for them; without either, as many as a middling GPU has.
     count = getattr(properties, "multi_processor_count", 0) or getattr(properties, "gpu_subslice_count", 64)
-    return Device(kind, index, triton.runtime.driver.active.get_current_target(), int(count))
+    return Device(device_type, index, triton.runtime.driver.active.get_current_target(), int(count))
 
 
 @functools.cache
@@ -228,7 +226,7 @@ class Filling(NamedTuple):
         self.launch(None, programs, address, tile, count, programs)
 
     def runs(self, address: int, first: int, length: int, stride: int, outer: list[tuple[int, int, int]]) -> None:
-        """Fill runs of neighbours that lie `stride` apart; for `outer` see `engine.Runs`."""
+        """Fill runs of neighbours that lie `stride` apart; for `outer` see `runs.Runs`."""
         outer = [around for around in outer if around[0] > 1]  # a half may be down to one
         if len(outer) > OUTER:
             shortest = min(outer)
@@ -267,9 +265,9 @@ class Filling(NamedTuple):
 @contextlib.contextmanager
 def made_current(device: torch.device) -> Iterator[Device]:
     """The device as the current one, as Triton's launches want it."""
-    kind, index = device.type, device.index or 0
-    with contextlib.nullcontext() if INTERPRETED else getattr(torch, kind).device(index):
-        yield device_of(kind, index)
+    index = device.index or 0
+    with contextlib.nullcontext() if INTERPRETED else getattr(torch, device.type).device(index):
+        yield device_of(device.type, index)
 
 
 def as_signed(word: int) -> int:

@@ -55,12 +55,6 @@ def mulhilo(a: Any, b: int) -> tuple[Any, Any]:
 
 
 def primitives(real: torch.dtype, whole: torch.dtype, fma: Any, sqrt: Any) -> dict[str, Any]:
-    def horner(x: Tensor, coefficients: Sequence[float]) -> Tensor:
-        total = fma(x, coefficients[0], coefficients[1])
-        for coefficient in coefficients[2:]:
-            total = fma(total, x, coefficient)
-        return total  # type: ignore[no-any-return]
-
     def where(condition: Tensor, a: Any, b: Any) -> Tensor:
         if not isinstance(a, Tensor) and not isinstance(b, Tensor):  # torch would take its default dtype for both
             a = torch.tensor(a, dtype=real, device=condition.device)
@@ -79,7 +73,7 @@ def primitives(real: torch.dtype, whole: torch.dtype, fma: Any, sqrt: Any) -> di
         "where": where,
         "minimum": lambda x, y: torch.where(x < y, x, y),
         "maximum": lambda x, y: torch.where(x > y, x, y),
-        "horner": horner,
+        "horner": exact.horner_by(fma),
     }
 
 

@@ -36,12 +36,6 @@ def mulhilo(a: Array, b: int) -> tuple[Array, Array]:
 
 
 def primitives(real: type[np.floating], whole: type[np.signedinteger], fma: Any) -> dict[str, Any]:
-    def horner(x: Any, coefficients: Sequence[float]) -> Any:
-        total = fma(x, coefficients[0], coefficients[1])
-        for coefficient in coefficients[2:]:
-            total = fma(total, x, coefficient)
-        return total
-
     return {
         "u32": lambda x: np.asarray(x).astype(np.uint32),
         "i32": lambda x: np.asarray(x).astype(np.uint32).view(np.int32),
@@ -55,7 +49,7 @@ def primitives(real: type[np.floating], whole: type[np.signedinteger], fma: Any)
         "where": np.where,
         "minimum": lambda x, y: np.where(x < y, x, y),
         "maximum": lambda x, y: np.where(x > y, x, y),
-        "horner": horner,
+        "horner": exact.horner_by(fma),
     }
 
 
