@@ -44,6 +44,11 @@ def scipys(law: Law) -> Any:
     return stats.truncnorm(low, high, law.centre, law.scale)
 
 
+# For what takes long: the cases in float32, and every fifth of the others (so every dtype); the rest with `-m slow`.
+FEWER_CASES = [
+    case if case[2] is torch.float32 or number % 5 == 0 else pytest.param(*case, marks=pytest.mark.slow)
+    for number, case in enumerate(CASES)
+]
 CASE_IDS = [f"{name}-{str(dtype).removeprefix('torch.')}" for name, _, dtype in CASES]
 
 

@@ -42,12 +42,15 @@ KINDS = {(kind, dtype): len(p) for _, law, dtype in CASES for kind, p in [law.pa
 VARIANTS = [Variant(kind, dtype, n, outer) for (kind, dtype), n in KINDS.items() for outer in (None, 0, OUTER)]
 ONCE = Variant("truncated_central", torch.bfloat16, KINDS["truncated_central", torch.bfloat16], 3)
 EVERYTHING = [(name, variant) for name in TARGETS for variant in VARIANTS]
+# The usual kernel of each law, in the usual dtypes; a law of each group elsewhere, and in the other dtypes.
+GROUPS = ("uniform", "normal", "truncated_wide")
 USUAL = [
     (name, variant)
     for name, variant in EVERYTHING
     if variant == ONCE
-    or (name == "sm_90" and (variant.outer is None or variant.dtype is torch.float32))
-    or (variant.outer is None and variant.dtype is torch.bfloat16)
+    or (name == "sm_90" and variant.dtype is torch.float32 and variant.outer != OUTER)
+    or (name == "sm_90" and variant.outer is None and variant.kind in GROUPS)
+    or (variant.outer is None and variant.dtype is torch.bfloat16 and variant.kind in GROUPS)
 ]
 # Memory of a block or of a thread's own, loads, and whatever lets threads wait for each other or pass values on.
 FORBIDDEN = frozenset({

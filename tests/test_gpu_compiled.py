@@ -9,10 +9,11 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from common import CASE_IDS, CASES, LAWS, name_of, same_bits
+from common import CASE_IDS, CASES, FEWER_CASES, LAWS, name_of, same_bits
 
 pytest.importorskip("triton")
 
+import emulated
 import ptx
 from emulated import (
     FAR,
@@ -35,18 +36,14 @@ from fastinit.kernels.gpu import engine as gpu, tiles
 from fastinit.kernels.runs import row_major
 from fastinit.laws import Law, Normal, TruncNormal
 
+device = emulated.device  # a fixture
 pytestmark = pytest.mark.skipif(tiles.INTERPRETED, reason="Triton compiles nothing while it interprets")
 
 # --- every law in every dtype ------------------------------------------------------------------
 
-every_case = pytest.mark.parametrize(("law_name", "law", "dtype"), CASES, ids=CASE_IDS)
-# Laws of one kind have one kernel: of each kind one law here, all of them in the slow tests.
+# All of them with `-m slow`: compiling a kernel takes seconds.
+every_case = pytest.mark.parametrize(("law_name", "law", "dtype"), FEWER_CASES, ids=CASE_IDS)
 ONE_OF_A_KIND = {(law.parameters(dtype)[0], dtype): (name, law, dtype) for name, law, dtype in CASES}
-every_kernel = pytest.mark.parametrize(
-    ("law_name", "law", "dtype"),
-    [c if c in ONE_OF_A_KIND.values() else pytest.param(*c, marks=pytest.mark.slow) for c in CASES],
-    ids=CASE_IDS,
-)
 
 
 @every_case
@@ -57,7 +54,7 @@ def test_tiles_between_a_head_and_a_tail(device, law_name, law, dtype):
     assert names(device)[1:] == ["fill_runs", "fill_runs"]
 
 
-@every_kernel
+@every_case
 def test_tiles_where_counters_carry(device, law_name, law, dtype):
     """The counter's low word overflows from one tile to the next; and the last tile that an index can have."""
     tile, carry = tile_of(device, law, dtype), 128 // WIDTHS[dtype] << 32
@@ -66,7 +63,7 @@ def test_tiles_where_counters_carry(device, law_name, law, dtype):
     assert names(device) == ["fill_tiles", "fill_tiles"]
 
 
-@every_kernel
+@every_case
 def test_runs_of_neighbours(device, law_name, law, dtype):
     """Contiguous, strided, and one element; the first anywhere in a block, and in a block whose counter carries."""
     carry = 128 // WIDTHS[dtype] << 32
@@ -77,7 +74,7 @@ def test_runs_of_neighbours(device, law_name, law, dtype):
     assert set(names(device)) == {"fill_runs"}
 
 
-@every_kernel
+@every_case
 def test_a_box_of_a_global_tensor(device, law_name, law, dtype):
     """Three dimensions around a run, in memory of another order and with gaps."""
     check(device, law, dtype, (4, 3, 5, 70), FAR, (1, 284, 852, 4), row_major((9, 6, 11, 120)))
@@ -111,7 +108,7 @@ def test_more_dimensions_than_a_kernel_takes(device):
 COMMON = (torch.float32, torch.bfloat16)
 
 
-@pytest.mark.parametrize("arch", [80, 100])
+@pytest.mark.parametrize("arch", [80, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("kind", "dtype"), [p for p in ONE_OF_A_KIND if p[1] in COMMON], ids=str)
 def test_other_architectures(device, kind, dtype, arch):
     device.arch = arch

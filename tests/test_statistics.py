@@ -191,11 +191,13 @@ def two_fans(shape):
 # have its bits (tests/test_engines.py), on fewer samples.
 PLACES = [("cpu", shape, torch.float32) for shape in SHAPES]
 PLACES += [(engine, shape, dtype) for engine, shape in FEWER.items() for dtype in FLOATS]
+USUAL = [
+    place if place[0] == "cpu" or place[2] is torch.bfloat16 else pytest.param(*place, marks=pytest.mark.slow)
+    for place in PLACES
+]
 
 
-@pytest.mark.parametrize(
-    ("engine", "shape", "dtype"), PLACES, ids=[f"{e}-{len(s)}d-{name_of(d)}" for e, s, d in PLACES]
-)
+@pytest.mark.parametrize(("engine", "shape", "dtype"), USUAL, ids=[f"{e}-{len(s)}d-{name_of(d)}" for e, s, d in PLACES])
 @pytest.mark.parametrize("name", INITIALISERS)
 def test_two_samples_against_torch(name, dtype, shape, engine):
     """fastinit's initialiser and torch's draw from one law."""
