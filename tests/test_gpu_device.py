@@ -304,7 +304,7 @@ def test_who_was_not_found_right_has_no_short_way(quick, monkeypatch):
 def test_a_gpu_tensor_is_drawn_by_the_gpu_engine():
     tensor = torch.empty(1000, device=DEVICE)
     for fast in (None, True):
-        engine = engines.choose(tensor, fast)
+        engine = engines.choose(tensor.device, tensor.dtype, bool(fast))
         assert (engine.name, engine.compiled) == ("gpu", True)
     drawn = fastinit.normal_(tensor, stream=STREAM, fast=True)
     assert drawn is tensor
