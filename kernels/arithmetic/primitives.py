@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .bind import Primitive
@@ -21,3 +22,15 @@ where: Any = Primitive("where")  # condition ? a : b
 minimum: Any = Primitive("minimum")  # x < y ? x : y, so the second on a tie
 maximum: Any = Primitive("maximum")  # x > y ? x : y
 horner: Any = Primitive("horner")  # a polynomial, highest order first, by fma
+
+
+def horner_by(fma: Callable[[Any, Any, Any], Any]) -> Callable[[Any, Sequence[Any]], Any]:
+    """`horner` for an engine that has `fma`."""
+
+    def horner(x: Any, coefficients: Sequence[Any]) -> Any:
+        total = fma(x, coefficients[0], coefficients[1])
+        for coefficient in coefficients[2:]:
+            total = fma(total, x, coefficient)
+        return total
+
+    return horner

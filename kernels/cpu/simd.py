@@ -13,6 +13,8 @@ from typing import Any
 
 from llvmlite import ir
 
+from ..arithmetic.primitives import horner_by
+
 TYPES = {
     "u8": ir.IntType(8), "u16": ir.IntType(16), "u32": ir.IntType(32), "i32": ir.IntType(32),
     "u64": ir.IntType(64), "i64": ir.IntType(64), "mask": ir.IntType(1),
@@ -21,12 +23,12 @@ TYPES = {
 
 
 class Lanes:
-    """A vector of values of one kind, or one value that all lanes share (kept scalar until a vector meets it)."""
+    """A vector of values of one type, or one value that all lanes share (kept scalar until a vector meets it)."""
 
-    __slots__ = ("builder", "kind", "value")
+    __slots__ = ("builder", "element", "value")
 
-    def __init__(self, builder: ir.IRBuilder, kind: str, value: ir.Value) -> None:
-        self.builder, self.kind, self.value = builder, kind, value
+    def __init__(self, builder: ir.IRBuilder, element: str, value: ir.Value) -> None:
+        self.builder, self.element, self.value = builder, element, value
 
     @property
     def shared(self) -> bool:
@@ -41,7 +43,7 @@ class Lanes:
         """The same value in a vector, if it is shared."""
         if not self.shared:
             return self
-        vector = ir.VectorType(TYPES[self.kind], count)
+        vector = ir.VectorType(TYPES[self.element], count)
         first = self.builder.insert_element(
             ir.Constant(vector, ir.Undefined), self.value, ir.Constant(ir.IntType(32), 0)
         )
@@ -54,25 +56,25 @@ class Lanes:
     def picked(self, vector: ir.Value, lanes: Sequence[int]) -> Lanes:
         mask = ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), list(lanes))
         nothing = ir.Constant(vector.type, ir.Undefined)
-        return Lanes(self.builder, self.kind, self.builder.shuffle_vector(vector, nothing, mask))
+        return Lanes(self.builder, self.element, self.builder.shuffle_vector(vector, nothing, mask))
 
     def constant(self, number: float) -> Lanes:
-        """A Python number of this kind, shared."""
-        if self.kind in ("f32", "f64"):
-            return Lanes(self.builder, self.kind, ir.Constant(TYPES[self.kind], float(number)))
-        bits = TYPES[self.kind].width
-        return Lanes(self.builder, self.kind, ir.Constant(TYPES[self.kind], int(number) % (1 << bits)))
+        """A Python number of this type, shared."""
+        if self.element in ("f32", "f64"):
+            return Lanes(self.builder, self.element, ir.Constant(TYPES[self.element], float(number)))
+        bits = TYPES[self.element].width
+        return Lanes(self.builder, self.element, ir.Constant(TYPES[self.element], int(number) % (1 << bits)))
 
-    def cast(self, kind: str, instruction: str) -> Lanes:
-        target: Any = TYPES[kind] if self.shared else ir.VectorType(TYPES[kind], self.count)
-        return Lanes(self.builder, kind, getattr(self.builder, instruction)(self.value, target))
+    def cast(self, element: str, instruction: str) -> Lanes:
+        target: Any = TYPES[element] if self.shared else ir.VectorType(TYPES[element], self.count)
+        return Lanes(self.builder, element, getattr(self.builder, instruction)(self.value, target))
 
-    def _binary(self, other: Any, emit: Callable[[Any, Any], ir.Value], kind: str | None = None) -> Lanes:
+    def _binary(self, other: Any, emit: Callable[[Any, Any], ir.Value], element: str | None = None) -> Lanes:
         first, second = alike(self, other)
-        return Lanes(self.builder, kind or self.kind, emit(first.value, second.value))
+        return Lanes(self.builder, element or self.element, emit(first.value, second.value))
 
     def _arithmetic(self, other: Any, name: str) -> Lanes:
-        instruction = f"f{name}" if self.kind in ("f32", "f64") else name
+        instruction = f"f{name}" if self.element in ("f32", "f64") else name
         return self._binary(other, getattr(self.builder, instruction))
 
     def __add__(self, other: Any) -> Lanes:
@@ -85,7 +87,7 @@ class Lanes:
         return self._arithmetic(other, "mul")
 
     def __neg__(self) -> Lanes:
-        return Lanes(self.builder, self.kind, self.builder.fneg(self.value))
+        return Lanes(self.builder, self.element, self.builder.fneg(self.value))
 
     def __and__(self, other: Any) -> Lanes:
         return self._binary(other, self.builder.and_)
@@ -100,13 +102,13 @@ class Lanes:
         return self._binary(count, self.builder.shl)
 
     def __rshift__(self, count: int) -> Lanes:
-        signed = self.kind in ("i32", "i64")
+        signed = self.element in ("i32", "i64")
         return self._binary(count, self.builder.ashr if signed else self.builder.lshr)
 
     def _compare(self, other: Any, operator: str) -> Lanes:
-        if self.kind in ("f32", "f64"):
+        if self.element in ("f32", "f64"):
             return self._binary(other, lambda a, b: self.builder.fcmp_ordered(operator, a, b), "mask")
-        signed = self.kind in ("i32", "i64")
+        signed = self.element in ("i32", "i64")
         compare = self.builder.icmp_signed if signed else self.builder.icmp_unsigned
         return self._binary(other, lambda a, b: compare(operator, a, b), "mask")
 
@@ -127,48 +129,41 @@ class Lanes:
 
 
 def alike(first: Lanes, *others: Any) -> list[Lanes]:
-    """All values as Lanes of the first one's kind, all vectors if one is."""
+    """All values as Lanes of the first one's type, all vectors if one is."""
     values = [first]
     for other in others:
         value = other if isinstance(other, Lanes) else first.constant(other)
-        if value.kind != first.kind:
-            raise TypeError(f"a value of kind {first.kind} met one of kind {value.kind}")
+        if value.element != first.element:
+            raise TypeError(f"a value of type {first.element} met one of type {value.element}")
         values.append(value)
     count = max(value.count for value in values)
     return values if count == 1 else [value.spread(count) for value in values]
 
 
-def numbers(builder: ir.IRBuilder, kind: str, values: Sequence[int]) -> Lanes:
+def numbers(builder: ir.IRBuilder, element: str, values: Sequence[int]) -> Lanes:
     """Constants, one a lane."""
-    return Lanes(builder, kind, ir.Constant(ir.VectorType(TYPES[kind], len(values)), list(values)))
+    return Lanes(builder, element, ir.Constant(ir.VectorType(TYPES[element], len(values)), list(values)))
 
 
 def _intrinsic(name: str, *arguments: Lanes) -> Lanes:
     first = arguments[0]
-    kind = first.value.type
-    suffix = first.kind if first.shared else f"v{first.count}{first.kind}"
-    function_type = ir.FunctionType(kind, [kind] * len(arguments))
+    whole = first.value.type
+    suffix = first.element if first.shared else f"v{first.count}{first.element}"
+    function_type = ir.FunctionType(whole, [whole] * len(arguments))
     module = first.builder.module
     function = module.globals.get(f"llvm.{name}.{suffix}") or ir.Function(
         module, function_type, f"llvm.{name}.{suffix}"
     )
-    return Lanes(first.builder, first.kind, first.builder.call(function, [argument.value for argument in arguments]))
+    return Lanes(first.builder, first.element, first.builder.call(function, [argument.value for argument in arguments]))
 
 
 def fma(x: Any, y: Any, z: Any) -> Lanes:
     lane = next(v for v in (x, y, z) if isinstance(v, Lanes))
-    kind = lane.kind
+    element = lane.element
     x, y, z = (v if isinstance(v, Lanes) else lane.constant(v) for v in (x, y, z))
-    if not kind == x.kind == y.kind == z.kind:
-        raise TypeError(f"fma of kinds {x.kind}, {y.kind} and {z.kind}")
+    if not element == x.element == y.element == z.element:
+        raise TypeError(f"fma of types {x.element}, {y.element} and {z.element}")
     return _intrinsic("fma", *alike(x, y, z))
-
-
-def horner(x: Lanes, coefficients: Sequence[Any]) -> Lanes:
-    total = fma(x, coefficients[0], coefficients[1])
-    for coefficient in coefficients[2:]:
-        total = fma(total, x, coefficient)
-    return total
 
 
 def where(condition: Lanes, yes: Any, no: Any) -> Lanes:
@@ -177,7 +172,7 @@ def where(condition: Lanes, yes: Any, no: Any) -> Lanes:
     if not condition.shared:
         yes, no = yes.spread(condition.count), no.spread(condition.count)
     yes, no = alike(yes, no)
-    return Lanes(lane.builder, lane.kind, lane.builder.select(condition.value, yes.value, no.value))
+    return Lanes(lane.builder, lane.element, lane.builder.select(condition.value, yes.value, no.value))
 
 
 class Counters:
@@ -213,7 +208,7 @@ class Xors:
 
     def wide(self) -> Lanes:
         """In the lower halves of 64-bit lanes, the upper ones junk."""
-        wide = [term.cast("u64", "zext") if term.kind == "u32" else term for term, _ in self.terms]
+        wide = [term.cast("u64", "zext") if term.element == "u32" else term for term, _ in self.terms]
         parts = [term >> 32 if upper else term for term, (_, upper) in zip(wide, self.terms, strict=True)]
         return functools.reduce(Lanes.__xor__, parts)
 
@@ -232,7 +227,7 @@ def wide_order(count: int) -> list[int]:
 
 def packed(term: Lanes, upper: bool) -> Lanes:
     """One half of 64-bit lanes in `wide_order`, in order."""
-    if term.kind == "u32":
+    if term.element == "u32":
         return term
     if term.shared:
         return (term >> 32 if upper else term).cast("u32", "trunc")
@@ -265,7 +260,7 @@ def primitives(width: int) -> dict[str, Any]:
         return Lanes(x.builder, "i32", x.value)
 
     def to_real(x: Lanes) -> Lanes:
-        return x.cast(real, "sitofp" if x.kind in ("i32", "i64") else "uitofp")
+        return x.cast(real, "sitofp" if x.element in ("i32", "i64") else "uitofp")
 
     return {
         "u32": u32,
@@ -280,5 +275,5 @@ def primitives(width: int) -> dict[str, Any]:
         "where": where,
         "minimum": lambda x, y: where(x < y, x, y),
         "maximum": lambda x, y: where(x > y, x, y),
-        "horner": horner,
+        "horner": horner_by(fma),
     }

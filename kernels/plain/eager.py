@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..arithmetic.bind import Arithmetic
 from ..arithmetic.philox import philox
+from ..arithmetic.primitives import horner_by
 from ..contract import COLUMNS, Draw, block_size, sample_lanes
 from ..dtypes import FORMATS, WIDTHS
 from ..runs import parts, row_major
@@ -73,7 +74,7 @@ def primitives(real: torch.dtype, whole: torch.dtype, fma: Any, sqrt: Any) -> di
         "where": where,
         "minimum": lambda x, y: torch.where(x < y, x, y),
         "maximum": lambda x, y: torch.where(x > y, x, y),
-        "horner": exact.horner_by(fma),
+        "horner": horner_by(fma),
     }
 
 

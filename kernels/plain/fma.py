@@ -6,8 +6,6 @@ The functions take NumPy arrays with `lib=numpy` or tensors with `lib=torch`; al
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
 from typing import Any
 
 
@@ -55,8 +53,3 @@ def fma_for_float32(x: Any, y: Any, z: Any, lib: Any) -> Any:
     The product is exact; a sum rounded to odd keeps enough, as float64 has more than two bits to spare.
     """
     return sum_to_odd(x * y, z, lib)
-
-
-def horner_by(fma: Callable[[Any, Any, Any], Any]) -> Callable[[Any, Sequence[float]], Any]:
-    """Polynomials of two or more coefficients, highest order first, by an engine's own multiply-add."""
-    return lambda x, coefficients: functools.reduce(lambda total, c: fma(total, x, c), coefficients)

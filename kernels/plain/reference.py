@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..arithmetic.bind import Arithmetic
 from ..arithmetic.philox import philox
+from ..arithmetic.primitives import horner_by
 from ..contract import COLUMNS, Draw, block_size, sample_lanes
 from ..dtypes import FORMATS, WIDTHS
 from ..runs import parts, row_major
@@ -49,7 +50,7 @@ def primitives(real: type[np.floating], whole: type[np.signedinteger], fma: Any)
         "where": np.where,
         "minimum": lambda x, y: np.where(x < y, x, y),
         "maximum": lambda x, y: np.where(x > y, x, y),
-        "horner": exact.horner_by(fma),
+        "horner": horner_by(fma),
     }
 
 
