@@ -38,6 +38,11 @@ FORMATS = {
 WIDTHS = {dtype: form.width for dtype, form in FORMATS.items()} | {torch.int32: 32}
 
 
+def uncovered(dtype: torch.dtype) -> str | None:
+    """Why no engine draws a dtype, as the end of a sentence; None if they do."""
+    return None if dtype in WIDTHS else f"the stream contract does not cover {dtype}"
+
+
 def name_of(dtype: torch.dtype) -> str:
     """As torch has it, without its own name in front: float32."""
     return str(dtype).removeprefix("torch.")

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import forked
@@ -31,6 +32,11 @@ CASES = [(name, law, dtype) for name, law, dtype in examples() if name != "unifo
 LAWS = {name: example.law for name, example in EXAMPLES.items() if set(example.dtypes) >= set(FLOATS)}
 
 
+def slow_unless(usual: Callable[[Any], bool], cases: Sequence[Any]) -> list[Any]:
+    """Cases for a test that takes long: those that are `usual` as they are, the others for `-m slow`."""
+    return [case if usual(case) else pytest.param(*case, marks=pytest.mark.slow) for case in cases]
+
+
 def scipys(law: Law) -> Any:
     """The same distribution, by SciPy."""
     if isinstance(law, Uniform):
@@ -45,10 +51,7 @@ def scipys(law: Law) -> Any:
 
 
 # For what takes long: the cases in float32, and every fifth of the others (so every dtype); the rest with `-m slow`.
-FEWER_CASES = [
-    case if case[2] is torch.float32 or number % 5 == 0 else pytest.param(*case, marks=pytest.mark.slow)
-    for number, case in enumerate(CASES)
-]
+FEWER_CASES = slow_unless(lambda case: case[2] is torch.float32 or case in CASES[::5], CASES)
 CASE_IDS = [f"{name}-{str(dtype).removeprefix('torch.')}" for name, _, dtype in CASES]
 
 

@@ -1,6 +1,6 @@
 """The GPU kernels' machine code: no spills, nothing shared, the widest stores, and no operation that nobody asked for.
 
-Every kernel that writes whole tiles, for sm_90; a choice of the others, and for other targets. All in `slow` tests.
+Every kind in float32 for sm_90; a choice of them in other dtypes and for other targets. All in `slow` tests.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 import torch
-from common import CASE_IDS, CASES, ENGINES, FEWER_CASES, FLOATS, LAWS, bits, name_of, same_bits
+from common import CASE_IDS, CASES, ENGINES, FEWER_CASES, FLOATS, LAWS, bits, name_of, same_bits, slow_unless
 from hypothesis import given, strategies as st
 
 import fastinit
@@ -91,7 +91,7 @@ MEMORIES = {
 
 
 # Compiling takes its time: every law in float32 and every dtype for one law; all of them in the slow tests.
-FEW = [c if c[2] is torch.float32 or c[0] == "normal" else pytest.param(*c, marks=pytest.mark.slow) for c in CASES]
+FEW = slow_unless(lambda case: case[2] is torch.float32 or case[0] == "normal", CASES)
 
 
 @pytest.mark.parametrize("form", MEMORIES)

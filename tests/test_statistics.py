@@ -12,7 +12,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from common import FLOAT8, FLOATS, LAWS, name_of
+from common import FLOAT8, FLOATS, LAWS, name_of, slow_unless
 from scipy import stats
 
 import fastinit
@@ -191,10 +191,7 @@ def two_fans(shape):
 # have its bits (tests/test_engines.py), on fewer samples.
 PLACES = [("cpu", shape, torch.float32) for shape in SHAPES]
 PLACES += [(engine, shape, dtype) for engine, shape in FEWER.items() for dtype in FLOATS]
-USUAL = [
-    place if place[0] == "cpu" or place[2] is torch.bfloat16 else pytest.param(*place, marks=pytest.mark.slow)
-    for place in PLACES
-]
+USUAL = slow_unless(lambda place: place[0] == "cpu" or place[2] is torch.bfloat16, PLACES)
 
 
 @pytest.mark.parametrize(("engine", "shape", "dtype"), USUAL, ids=[f"{e}-{len(s)}d-{name_of(d)}" for e, s, d in PLACES])

@@ -160,11 +160,12 @@ def has_known_shape_rules(layout: Any) -> bool:
 
 def remember(key: tuple[Any, ...], tensor: Tensor, law: Law, engine: Engine) -> None:
     """From now on calls with this key take the fast path to this law."""
+    if key in plans and tensor.is_cpu:  # this tensor was too large for it
+        return
     parameters = law.parameters(tensor.dtype)
     if tensor.is_cpu and engine.name == "cpu":
-        if key not in plans:  # else this tensor was too large for it
-            make_room(plans)
-            plans[key] = cast("CpuEngine", engine).plan(tensor.dtype, parameters)
+        make_room(plans)
+        plans[key] = cast("CpuEngine", engine).plan(tensor.dtype, parameters)
     elif tensor.is_cuda and engine.name == "gpu" and engines.was_found_right(tensor.device, tensor.dtype, parameters):
         make_room(gpu_plans)
         gpu_plans[key, tensor.get_device()] = cast("GpuEngine", engine).plan(tensor.device, tensor.dtype, parameters)

@@ -12,7 +12,7 @@ import torch
 from llvmlite import binding
 
 from ..contract import SAMPLERS, Draw, KernelMissing, block_size, setting_up
-from ..dtypes import WIDTHS
+from ..dtypes import WIDTHS, uncovered
 from ..runs import runs_of
 from . import cache, native
 from .forms import BLOCKS_AT_ONCE, LINE, Form, Kernel, form_of, kernel_name
@@ -152,7 +152,7 @@ class CpuEngine:
     def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
         if device.type != "cpu":
             return f"it writes to memory of the CPU, not of {device.type}"
-        return None if dtype in WIDTHS else f"the stream contract does not cover {dtype}"
+        return uncovered(dtype)
 
     def plan(self, dtype: torch.dtype, law: tuple[str, tuple[float, ...]]) -> Plan:
         kind, parameters = law

@@ -16,7 +16,7 @@ from triton.compiler import ASTSource, CompiledKernel
 
 from ..arithmetic.philox import philox
 from ..contract import COLUMNS, GPUS, SAMPLERS, Draw, block_size
-from ..dtypes import FORMATS, WIDTHS
+from ..dtypes import FORMATS, WIDTHS, uncovered
 from ..runs import runs_of
 from . import tiles
 from .tiles import INTERPRETED
@@ -285,7 +285,7 @@ class GpuEngine:
         if device.type not in (("cpu",) if INTERPRETED else GPUS):
             where = "the CPU (TRITON_INTERPRET=1)" if INTERPRETED else "a GPU"
             return f"it writes to memory of {where}, not of {device.type}"
-        return None if dtype in WIDTHS else f"the stream contract does not cover {dtype}"
+        return uncovered(dtype)
 
     def fill(self, out: torch.Tensor, draw: Draw, first: int, steps: Sequence[int] | None) -> None:
         with made_current(out.device) as device:

@@ -15,7 +15,7 @@ from ..arithmetic.bind import Arithmetic
 from ..arithmetic.philox import philox
 from ..arithmetic.primitives import horner_by
 from ..contract import COLUMNS, Draw, block_size, sample_lanes
-from ..dtypes import FORMATS, WIDTHS
+from ..dtypes import FORMATS, WIDTHS, uncovered
 from ..runs import parts, row_major
 from . import fma as exact
 
@@ -130,7 +130,7 @@ class EagerEngine:
     def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
         if device.type == "mps":
             return "it needs float64, which mps does not have"
-        return None if dtype in WIDTHS else f"the stream contract does not cover {dtype}"
+        return uncovered(dtype)
 
     @torch.no_grad()
     def fill(self, out: Tensor, draw: Draw, first: int, steps: Sequence[int] | None) -> None:

@@ -13,7 +13,7 @@ from ..arithmetic.bind import Arithmetic
 from ..arithmetic.philox import philox
 from ..arithmetic.primitives import horner_by
 from ..contract import COLUMNS, Draw, block_size, sample_lanes
-from ..dtypes import FORMATS, WIDTHS
+from ..dtypes import FORMATS, WIDTHS, uncovered
 from ..runs import parts, row_major
 from . import fma as exact
 
@@ -95,7 +95,7 @@ class ReferenceEngine:
     compiled = False
 
     def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        return None if dtype in WIDTHS else f"the stream contract does not cover {dtype}"
+        return uncovered(dtype)
 
     @torch.no_grad()
     def fill(self, out: torch.Tensor, draw: Draw, first: int, steps: Sequence[int] | None) -> None:
