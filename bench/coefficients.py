@@ -26,7 +26,8 @@ HEADER = '''"""The polynomials of the transforms, highest order first. Made by `
 
 -2 ln(1 + m) = m LOG(m); sin and cos of pi/4 x are x SIN(x^2) and COS(x^2) (relative errors). The normal quantile
 is (1 - 2 q) NEAR(r - NEAR_CENTRE) and FAR(r - FAR_CENTRE) with r = -2 ln(q - q^2), q the
-mass of the nearer tail (absolute errors, for |z| up to 3.1 and beyond 3).
+mass of the nearer tail (absolute errors, for |z| up to 3.1 and beyond 3). exp(r) is EXP(r) for |r| up to half of
+ln(2) (relative errors).
 """
 
 '''
@@ -105,6 +106,12 @@ def far_fit(name: str, degree: int, low: float, reach: float, centre: float) -> 
     return Fit(name, degree, points, values, [mpf(1)] * len(points))
 
 
+def exp_fit(name: str, degree: int) -> Fit:
+    """exp(r) for what is left of an exponent after whole powers of 2, and a little beyond; relative."""
+    reach = mp.log(2) / 2 * mpf("1.0001")
+    return sample(name, degree, -reach, reach, mp.exp, lambda value: 1 / value)
+
+
 def remez(fit: Fit) -> list[mpf]:
     """The minimax coefficients, lowest order first."""
     count, last = fit.degree + 1, len(fit.points) - 1
@@ -162,11 +169,13 @@ FITS = {
     "COS_32": (lambda name: cos_fit(name, 3), 9e-8),
     "NEAR_32": (lambda name: near_fit(name, 9, 3.1), 1e-7),
     "FAR_32": (lambda name: far_fit(name, 17, 3.0, 7.85, FAR_CENTRE_32), 2e-7),
+    "EXP_32": (lambda name: exp_fit(name, 6), 5e-8),
     "LOG_64": (lambda name: minus_two_log_fit(name, 19), 4e-16),
     "SIN_64": (lambda name: sin_fit(name, 6), 2e-16),
     "COS_64": (lambda name: cos_fit(name, 7), 2e-16),
     "NEAR_64": (lambda name: near_fit(name, 21, 3.1), 5e-16),
     "FAR_64": (lambda name: far_fit(name, 40, 3.0, 10.4, FAR_CENTRE_64), 1e-12),
+    "EXP_64": (lambda name: exp_fit(name, 11), 2e-16),
 }
 
 
@@ -195,6 +204,10 @@ def module_text() -> str:
         parts.append(f"MINUS_TWO_LN2_{width} = {float(dtype(float(-2 * mp.log(2)) * unit))!r}\n")
         parts.append(f"MINUS_TWO_LN2_HIGH_{width} = {high * unit!r}\n")
         parts.append(f"MINUS_TWO_LN2_LOW_{width} = {float(dtype(low * unit))!r}\n")
+        inverse, main = float(dtype(float(1 / mp.log(2)))), float(dtype(float(mp.log(2))))
+        parts.append(f"LOG2_E_{width} = {inverse!r}\n")
+        parts.append(f"LN2_{width} = {main!r}\n")
+        parts.append(f"LN2_REST_{width} = {float(dtype(float(mp.log(2) - mpf(main))))!r}\n")
     for name in ("NEAR_CENTRE", "FAR_CENTRE_32", "FAR_CENTRE_64", "FAR_BELOW"):
         parts.append(f"{name} = {globals()[name]!r}\n")
     return "".join(parts)

@@ -20,8 +20,7 @@ import torch
 from triton.backends.compiler import GPUTarget
 
 from fastinit.kernels.arithmetic.coefficients import FAR_BELOW
-from fastinit.kernels.contract import block_size
-from fastinit.kernels.dtypes import WIDTHS
+from fastinit.kernels.contract import block_size, width_of
 from fastinit.kernels.gpu import engine as gpu
 from fastinit.laws import Law, examples
 
@@ -188,7 +187,8 @@ def variants(dtype: torch.dtype) -> dict[str, gpu.Variant]:
 def count(variant: gpu.Variant, target: GPUTarget) -> Counts:
     """Compile, disassemble and count; raises `ValueError` where the code is not what the model understands."""
     launch = gpu.launch_of(target)
-    elements = gpu.tile_rows(variant, target) * block_size(WIDTHS[variant.dtype]) // (launch.warps * target.warp_size)
+    block = block_size(width_of(variant.kind, variant.dtype))
+    elements = gpu.tile_rows(variant, target) * block // (launch.warps * target.warp_size)
     text = sass.cuobjdump(gpu.compile_for(variant, target).asm["cubin"])
     return count_text(text, variant, target, elements)
 

@@ -11,6 +11,7 @@ import torch
 
 from .arithmetic.bind import Arithmetic
 from .arithmetic.primitives import Number
+from .dtypes import WIDTHS
 
 # Sixteen neighbours come from sixteen neighbouring counters; a block is all that these sixteen draw.
 COLUMNS = 16
@@ -21,13 +22,15 @@ class Sampler(NamedTuple):
     """Arithmetic that turns random bits and parameters into a sample, and how it wants to be called.
 
     It takes the low and the high word of an element's random bits, which are one word in float32, and the parameters.
+    Returns a number of the working precision, or a whole number of 64 bits (see `primitives.join`).
     """
 
     function: types.FunctionType
     series_after: int | None = None  # its last argument is a series: how many parameters stand before it
-    whole_first: bool = False  # its first parameter is compared with a word, and so is an int
+    whole: int = 0  # how many of its first parameters are words, and so ints
     pairs: bool = False  # it takes the bits of two elements, and returns both samples
     short: bool = False  # it needs so few registers that a GPU's thread may draw twice as many at a time
+    width: int | None = None  # how many random bits an element takes, 32 or 64; None as many as its dtype has it
 
 
 SAMPLERS: dict[str, Sampler] = {}  # by kind, which is the function's name; laws enter theirs
@@ -36,7 +39,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def sampler(
-    *, series_after: int | None = None, whole_first: bool = False, pairs: bool = False, short: bool = False
+    *,
+    series_after: int | None = None,
+    whole: int = 0,
+    pairs: bool = False,
+    short: bool = False,
+    width: int | None = None,
 ) -> Callable[[F], F]:
     """Enters a function of the arithmetic as a kind of sample that engines can draw; for the facts see `Sampler`."""
 
@@ -44,7 +52,7 @@ def sampler(
         assert isinstance(function, types.FunctionType)
         if function.__name__ in SAMPLERS:
             raise ValueError(f"there is a sampler {function.__name__} already")
-        SAMPLERS[function.__name__] = Sampler(function, series_after, whole_first, pairs, short)
+        SAMPLERS[function.__name__] = Sampler(function, series_after, whole, pairs, short, width)
         return function
 
     return enter
@@ -97,6 +105,11 @@ class SettingUp(threading.local):
 
 
 setting_up = SettingUp()
+
+
+def width_of(kind: str, dtype: torch.dtype) -> int:
+    """How many random bits an element of this law and dtype takes: one word, or two; and the working precision."""
+    return SAMPLERS[kind].width or WIDTHS[dtype]
 
 
 def lanes_in_block(width: int) -> int:

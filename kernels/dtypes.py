@@ -1,4 +1,4 @@
-"""The floating-point dtypes that tensors are drawn in: the one place that lists them."""
+"""The dtypes that tensors are drawn in: the one place that lists them."""
 
 from __future__ import annotations
 
@@ -34,8 +34,12 @@ FORMATS = {
     torch.float8_e5m2: Format(32, rounding.round_to_float8_e5m2, 3, -16, 57344.0),
     torch.float64: Format(64, None, 53, -1074, math.ldexp(2 - 2**-52, 1023)),
 }
-# Raw words are int32 tensors, for tests.
-WIDTHS = {dtype: form.width for dtype, form in FORMATS.items()} | {torch.int32: 32}
+# Of whole numbers, each with the one of its size that engines write in its place.
+WHOLE = {
+    torch.bool: torch.uint8, torch.uint8: torch.uint8, torch.int8: torch.uint8, torch.int16: torch.int16,
+    torch.int32: torch.int32, torch.int64: torch.int64,
+}  # fmt: skip
+WIDTHS = {dtype: form.width for dtype, form in FORMATS.items()} | dict.fromkeys(WHOLE.values(), 64)
 
 
 def uncovered(dtype: torch.dtype) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import subprocess
 import sys
@@ -18,7 +19,20 @@ from scipy import stats
 import fastinit.init
 from fastinit.initialisers import quick
 from fastinit.kernels.dtypes import FORMATS
-from fastinit.laws import EXAMPLES, Exponential, Law, Normal, TruncNormal, Uniform, examples
+from fastinit.laws import (
+    EXAMPLES,
+    Bernoulli,
+    Cauchy,
+    Exponential,
+    Geometric,
+    Integers,
+    Law,
+    LogNormal,
+    Normal,
+    TruncNormal,
+    Uniform,
+    examples,
+)  # fmt: skip
 
 ENGINES = ("reference", "cpu", "eager")
 FLOATS = tuple(FORMATS)
@@ -45,6 +59,16 @@ def scipys(law: Law) -> Any:
         return stats.norm(law.mean, law.std)
     if isinstance(law, Exponential):
         return stats.expon(scale=1 / law.rate)
+    if isinstance(law, LogNormal):
+        return stats.lognorm(law.log_std, scale=math.exp(law.log_mean))
+    if isinstance(law, Cauchy):
+        return stats.cauchy(law.median, law.sigma)
+    if isinstance(law, Bernoulli):
+        return stats.bernoulli(law.p)
+    if isinstance(law, Geometric):
+        return stats.geom(law.p)
+    if isinstance(law, Integers):
+        return stats.randint(law.start, law.stop)
     assert isinstance(law, TruncNormal)
     low, high = ((bound - law.centre) / law.scale for bound in (law.a, law.b))
     return stats.truncnorm(low, high, law.centre, law.scale)

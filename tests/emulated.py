@@ -19,8 +19,7 @@ from common import same_bits
 from rehearsal import SCRATCH
 from triton.backends.compiler import GPUTarget
 
-from fastinit.kernels.contract import Draw, block_size
-from fastinit.kernels.dtypes import WIDTHS
+from fastinit.kernels.contract import Draw, block_size, width_of
 from fastinit.kernels.gpu import engine as gpu
 from fastinit.kernels.plain.reference import ReferenceEngine
 from fastinit.kernels.runs import row_major
@@ -148,7 +147,7 @@ def filling(device: Gpu, law: Law, dtype: torch.dtype) -> gpu.Filling:
 def tile_of(device: Gpu, law: Law, dtype: torch.dtype) -> int:
     """How many elements a whole tile has."""
     variant = filling(device, law, dtype).variant(None)
-    return gpu.tile_rows(variant, device.described().target) * block_size(WIDTHS[dtype])
+    return gpu.tile_rows(variant, device.described().target) * block_size(width_of(variant.kind, dtype))
 
 
 def names(device: Gpu) -> list[str]:

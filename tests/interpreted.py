@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 import torch
-from common import CASES, name_of, same_bits
+from common import CASES, FLOATS, name_of, same_bits
 from ptx_opcodes import fma_32, fma_64
 from triton.backends.compiler import GPUTarget
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
@@ -100,5 +100,5 @@ if __name__ == "__main__":
     for name, law, dtype in CASES:
         if name_of(dtype) == wanted and (not laws or name in laws):
             compare(name, law, dtype)
-    if wanted != "int32":
+    if getattr(torch, wanted) in FLOATS:
         public(getattr(torch, wanted))

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from ptx_opcodes import DTYPES, OPCODES, Array
 from ptx_text import (
+    LOADS,
     RETURN,
     SPECIALS,
     STORES,
@@ -219,11 +220,13 @@ class Blocks:
 
     def load(self, step: Instruction) -> None:
         register, place = step.results[0], step.place
-        dtype = np.dtype(DTYPES[register.type])
+        dtype = np.dtype(DTYPES[LOADS[step.opcode]])
         data = self.launch.arguments[place.base][place.offset : place.offset + dtype.itemsize]
         if len(data) != dtype.itemsize:
             raise PtxError(f"beyond the parameter's end: {step.text}")
-        self.write(register, np.frombuffer(data, dtype)[None], step)
+        value = np.frombuffer(data, dtype)[None]
+        wider = np.dtype(DTYPES[register.type]).itemsize > dtype.itemsize
+        self.write(register, value.astype(DTYPES[register.type]) if wider else value, step)
 
     def store(self, step: Instruction) -> None:
         shape = (len(self.numbers), math.prod(self.launch.kernel.threads))

@@ -163,6 +163,26 @@ def to_bfloat16(x: Array) -> Array:
     return np.where(np.isnan(x), np.uint16(0x7FFF), rounded.astype(np.uint16))
 
 
+def whole_to_bfloat16(a: Array) -> Array:
+    """Rounded once: on the way through float64, numbers of more than 53 bits are rounded to odd."""
+    x = a.astype(np.float64)
+    back = np.where(x < 2.0**63, x, 0).astype(np.int64)  # 2^63 is above every number
+    pattern = x.view(np.int64) - ((np.abs(x) >= 2.0**63) | (np.abs(back) > np.abs(a)))
+    inexact = pattern.view(np.float64).astype(np.int64) != a
+    pattern |= inexact
+    dropped = 52 - 7
+    pattern += (1 << dropped - 1) - 1 + (pattern >> dropped & 1)
+    rounded = (pattern >> dropped << dropped).view(np.float64).astype(np.float32)
+    return (bits(rounded) >> np.uint32(16)).astype(np.uint16)
+
+
+def truncated(x: Array) -> Array:
+    """To int64, towards zero; what does not fit becomes the nearest that does, a nan the least."""
+    inside = (x > -(2.0**63)) & (x < 2.0**63)
+    whole = np.where(inside, x, 0.0).astype(np.int64)
+    return np.where(inside, whole, np.where(x > 0, 2**63 - 1, -(2**63)))
+
+
 # --- two in a register -------------------------------------------------------------------------
 
 
@@ -211,6 +231,7 @@ enter("mul.rn.f32x2", ("b64",), "T T", twice(np.multiply))
 enter("fma.rn.f32", ("f32",), "T T T", fma_32)
 enter("fma.rn.f64", ("f64",), "T T T", fma_64)
 enter("fma.rn.f32x2", ("b64",), "T T T", twice(fma_32))
+enter("div.rn.T", REAL, "T T", np.divide)
 enter("neg.T", REAL, "T", np.negative)
 enter("abs.T", REAL, "T", np.abs)
 enter("min.T", REAL, "T T", smaller)
@@ -219,6 +240,7 @@ enter("sqrt.rn.T", REAL, "T", np.sqrt)
 OPCODES["rsqrt.approx.ftz.f32"] = Operation("f32", ("f32",), rsqrt_approximately, approximate=True)
 
 enter("mul.lo.T", WHOLE, "T T", np.multiply)
+enter("mul.hi.u32", ("u32",), "T T", lambda a, b: (a.astype(np.uint64) * b >> np.uint64(32)).astype(np.uint32))
 enter("mad.lo.T", WHOLE, "T T T", lambda a, b, c: a * b + c)
 enter("mul.wide.T", ("u32",), "T T", lambda a, b: a.astype(np.uint64) * b.astype(np.uint64), "u64")
 enter("mul.wide.T", ("s32",), "T T", lambda a, b: a.astype(np.int64) * b.astype(np.int64), "s64")
@@ -257,3 +279,7 @@ enter("cvt.rn.f32.f64", ("f64",), "T", lambda a: a.astype(np.float32), "f32")
 for name, convert in (("f16", to_float16), ("bf16", to_bfloat16)):
     enter(f"cvt.rn.{name}.f32", ("f32",), "T", convert, "b16")
     enter(f"cvt.rn.{name}x2.f32", ("f32",), "T T", both(convert), "b32")
+enter("cvt.rn.f16.s64", ("s64",), "T", lambda a: a.astype(np.float64).astype(np.float16).view(np.uint16), "b16")
+enter("cvt.rn.bf16.s64", ("s64",), "T", whole_to_bfloat16, "b16")
+enter("cvt.rzi.s64.f64", ("f64",), "T", truncated, "s64")
+enter("cvt.rpi.T.T", REAL, "T", np.ceil)

@@ -245,7 +245,10 @@ class Reader:
 
     def load(self, step: Instruction, operands: list[str]) -> Instruction:
         result, address = self.expect(2, step, operands)
-        register = self.typed_register(result, LOADS[step.opcode], step.text)
+        kind, register = LOADS[step.opcode], self.register(result, step.text)
+        # Bits may go to a wider register, which is zero above them.
+        if kind[0] != "b" or register.type[0] != "b" or int(register.type[1:]) < int(kind[1:]):
+            register = self.typed_register(result, kind, step.text)
         place = self.place(address, step)
         if place.base not in self.parameters:
             raise PtxError(f"no such parameter: {step.text}")

@@ -7,7 +7,7 @@ import types
 import numpy as np
 import pytest
 
-tiles = pytest.importorskip("fastinit.kernels.gpu.tiles", reason="needs Triton")
+primitives = pytest.importorskip("fastinit.kernels.gpu.primitives", reason="needs Triton")
 
 from fastinit.kernels.plain.reference import fma_32  # noqa: E402
 
@@ -41,7 +41,7 @@ def wrong_roots(root) -> tuple[int, int]:
 
 
 def test_root_is_correctly_rounded_for_every_number_and_every_start():
-    wrong, tried = wrong_roots(in_numpy(tiles.corrected_root))
+    wrong, tried = wrong_roots(in_numpy(primitives.corrected_root))
     assert wrong == 0
     assert tried > 3 * 2**24
 

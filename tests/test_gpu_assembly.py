@@ -22,8 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
 from fastinit.kernels.arithmetic.bind import Arithmetic
-from fastinit.kernels.contract import block_size, lanes_in_block, sample_lanes
-from fastinit.kernels.dtypes import WIDTHS
+from fastinit.kernels.contract import block_size, lanes_in_block, sample_lanes, width_of
 from fastinit.kernels.gpu import engine as gpu
 from fastinit.kernels.gpu.engine import OUTER, Variant
 from fastinit.laws import examples
@@ -62,8 +61,8 @@ FORBIDDEN_AMD = re.compile(
 # Scalars that gfx942 keeps in lanes of vector registers when it is out of scalar ones: no memory, one instruction each.
 MOST_SCALAR_SPILLS = 128
 VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
-# What a square root costs in fma: tiles.sqrt_32_cuda; an instruction of PTX; LLVM's expansions for AMD, of which the
-# older one begins with v_rsq_f32, the newer one with v_sqrt_f32.
+# What a square root costs in fma: primitives.sqrt_32_cuda; an instruction of PTX; LLVM's expansions for AMD, of which
+# the older one begins with v_rsq_f32, the newer one with v_sqrt_f32.
 ROOT = {("cuda", 32): 5, ("cuda", 64): 0, ("hip", 32): 2 if VERSION >= (3, 7) else 5, ("hip", 64): 7}
 
 
@@ -114,8 +113,10 @@ class Graph(dict[tuple[Any, ...], Node]):
 
     def primitives(self) -> dict[str, Any]:
         names = ("u32", "i32", "real", "bits", "unbits", "negative", "fma", "sqrt", "where", "minimum", "maximum")
+        names += ("divide", "ceil", "join")
         plain = {name: lambda *values, name=name: self.node(name, *values) for name in names}
-        return plain | {"horner": self.horner, "mulhilo": None}
+        product = lambda *values: (self.node("high", *values), self.node("low", *values))  # noqa: E731
+        return plain | {"horner": self.horner, "mulhilo": None, "product": product}
 
 
 def operator(name: str) -> Any:
@@ -131,7 +132,7 @@ for operation in ("lt", "le", "gt", "ge", "ne"):
 
 def asked(variant: Variant, target: GPUTarget) -> int:
     """How many fma the arithmetic asks of a thread, square roots included."""
-    graph, width = Graph(), WIDTHS[variant.dtype]
+    graph, width = Graph(), width_of(variant.kind, variant.dtype)
     words = [graph.node("word", k) for k in range(4)]
     parameters = [graph.node("parameter", k) for k in range(variant.parameters)]
     sample_lanes(Arithmetic(graph.primitives(), width), variant.kind, words, parameters)
@@ -143,7 +144,7 @@ def asked(variant: Variant, target: GPUTarget) -> int:
 def elements(variant: Variant, target: GPUTarget) -> int:
     """How many elements a thread draws at a time."""
     threads = gpu.launch_of(target).warps * target.warp_size
-    return gpu.tile_rows(variant, target) * block_size(WIDTHS[variant.dtype]) // threads
+    return gpu.tile_rows(variant, target) * block_size(width_of(variant.kind, variant.dtype)) // threads
 
 
 # --- what the machine code does ----------------------------------------------------------------
@@ -162,8 +163,8 @@ def packed(operations: list[str], names: str, twice: str) -> int:
 
 
 def check_contraction(kernel: CompiledKernel, text: str, variant: Variant) -> None:
-    """Neither LLVM nor ptxas made an fma, or unmade one. Not for float64's square root, which ptxas expands."""
-    if not (variant.kind == "normal" and WIDTHS[variant.dtype] == 64):
+    """Neither LLVM nor ptxas made an fma, or unmade one; but ptxas expands divisions and float64's square roots."""
+    if re.search(r"\b(?:div\.rn|sqrt\.rn\.f64)", kernel.asm["ptx"]) is None:
         opcodes = [instruction.name for instruction in sass.parse(text).instructions]
         ptx = re.findall(r"\b(?:fma|mul)\.rn\.f(?:32|64)(?:x2)?\b", kernel.asm["ptx"])
         for in_ptx, in_sass in (("fma", "FFMA|DFMA"), ("mul", "FMUL|DMUL")):

@@ -30,14 +30,14 @@ from emulated import (
     tile_of,
 )  # fmt: skip
 
-from fastinit.kernels.contract import block_size
-from fastinit.kernels.dtypes import FORMATS, WIDTHS
-from fastinit.kernels.gpu import engine as gpu, tiles
+from fastinit.kernels.contract import block_size, lanes_in_block, width_of
+from fastinit.kernels.dtypes import FORMATS
+from fastinit.kernels.gpu import engine as gpu, primitives
 from fastinit.kernels.runs import row_major
 from fastinit.laws import Law, Normal, TruncNormal
 
 device = emulated.device  # a fixture
-pytestmark = pytest.mark.skipif(tiles.INTERPRETED, reason="Triton compiles nothing while it interprets")
+pytestmark = pytest.mark.skipif(primitives.INTERPRETED, reason="Triton compiles nothing while it interprets")
 
 # --- every law in every dtype ------------------------------------------------------------------
 
@@ -57,7 +57,7 @@ def test_tiles_between_a_head_and_a_tail(device, law_name, law, dtype):
 @every_case
 def test_tiles_where_counters_carry(device, law_name, law, dtype):
     """The counter's low word overflows from one tile to the next; and the last tile that an index can have."""
-    tile, carry = tile_of(device, law, dtype), 128 // WIDTHS[dtype] << 32
+    tile, carry = tile_of(device, law, dtype), lanes_in_block(width_of(law.parameters(dtype)[0], dtype)) << 32
     check(device, law, dtype, (3 * tile,), carry - 2 * tile)
     check(device, law, dtype, (tile,), 2**63 - tile)
     assert names(device) == ["fill_tiles", "fill_tiles"]
@@ -66,7 +66,7 @@ def test_tiles_where_counters_carry(device, law_name, law, dtype):
 @every_case
 def test_runs_of_neighbours(device, law_name, law, dtype):
     """Contiguous, strided, and one element; the first anywhere in a block, and in a block whose counter carries."""
-    carry = 128 // WIDTHS[dtype] << 32
+    carry = lanes_in_block(width_of(law.parameters(dtype)[0], dtype)) << 32
     check(device, law, dtype, (900,), FAR)
     check(device, law, dtype, (130,), 2**62 - 3, strides=(3,))
     check(device, law, dtype, (130,), carry - 65, strides=(2,))
@@ -180,7 +180,7 @@ def test_many_tiles(device):
 def test_as_many_rows_as_a_launch_may_have(device):
     """Their numbers are 32 bits wide in the last program too."""
     law, dtype = LAWS["uniform"], torch.bfloat16
-    block = block_size(WIDTHS[dtype])
+    block = block_size(width_of("uniform", dtype))
     length = gpu.MOST_ROWS * block - 5
     rows = gpu.tile_rows(filling(device, law, dtype).variant(0), device.described().target)
     device.programs = [last := (gpu.MOST_ROWS - 1) // rows]

@@ -100,8 +100,8 @@ def test_numbers_that_look_like_errors_are_numbers(normal):
 
 def test_the_first_parameter_of_some_laws_is_whole():
     laws = dict(example.law.parameters(torch.float32) for example in EXAMPLES.values())
-    whole = {kind: values for kind, values in laws.items() if SAMPLERS[kind].whole_first}
-    assert whole.keys() == {"truncated_central", "truncated_wide"}
+    whole = {kind: values for kind, values in laws.items() if SAMPLERS[kind].whole}
+    assert whole.keys() == {"truncated_central", "truncated_wide", "integers", "integers_long", "integers_bits"}
     for kind, values in whole.items():
         truncated = cpu.kernel(kind, torch.float32, "long", len(values))
         with pytest.raises(TypeError):

@@ -46,6 +46,18 @@ def test_loads_of_parameters(opcode):
         assert got == expected
 
 
+@pytest.mark.parametrize(("kind", "wider"), [("b16", "b32"), ("b16", "b64"), ("b32", "b64")])
+def test_loads_into_a_wider_register(kind, wider):
+    """Zero above what was loaded; a narrower one is refused."""
+    code = "ld.param.{0} {1}5, [p0]; st.global.{2} [%rd0], {1}5;"
+    value = 0x87654321 % (1 << int(kind[1:]))
+    width = int(wider[1:])
+    got = ran(code.format(kind, FILES[width], wider), width // 8, [kind], [value])
+    assert got == value.to_bytes(width // 8, "little")
+    with pytest.raises(PtxError, match="is not"):
+        ran(code.format(wider, FILES[int(kind[1:])], kind), width // 8, [wider], [value])
+
+
 def test_loads_from_within_an_aggregate():
     text = module("ld.param.b32 %r1, [p + 8]; st.global.b32 [%rd0], {%r1}; ld.param.b32 %r1, [p+13];")
     kernel = ptx.parse(text.replace(".u64 out", ".u64 out, .param .align 8 .b8 p[16]"))

@@ -160,6 +160,26 @@ def root(x: float) -> float:
     return math.nan if math.isnan(x) or x < 0 else math.sqrt(x)
 
 
+def divided(a: Any, b: Any) -> Any:
+    if b != 0:
+        return a / b
+    return math.nan if a == 0 or math.isnan(a) else math.copysign(math.inf, a) * math.copysign(1, b)
+
+
+def divided_32(a: float, b: float) -> float:
+    return divided(a, b) if b == 0 else single(operator.truediv)(a, b)
+
+
+def upwards(x: float) -> float:
+    return math.copysign(math.ceil(x), x) if math.isfinite(x) else x
+
+
+def to_int64(x: float) -> int:
+    if math.isnan(x) or x < -(2**63):
+        return -(2**63)
+    return min(int(x), 2**63 - 1) if math.isfinite(x) else 2**63 - 1
+
+
 def remainder(a: int, b: int) -> int:
     return int(math.fmod(a, b))
 
@@ -223,6 +243,12 @@ TRUTHS: dict[str, Callable[..., Any]] = {
     "bfe.u32": extracted,
     "bfi.b32": inserted,
     "prmt.b32": permuted,
+    "div.rn.f32": divided_32,
+    "div.rn.f64": divided,
+    "mul.hi.u32": lambda a, b: a * b >> 32,
+    "cvt.rpi.f64.f64": upwards,
+    "cvt.rpi.f32.f32": upwards,
+    "cvt.rzi.s64.f64": to_int64,
     "cvt.f64.f32": float,
     "cvt.rn.f32.f64": single(lambda x: +x),
 }
@@ -262,6 +288,7 @@ TRUTHS |= {f"cvt.{to}.{kind}": lambda a: a for to, kind in itertools.permutation
 for name, dtype in (("f16", torch.float16), ("bf16", torch.bfloat16)):
     convert = sixteen(dtype)
     TRUTHS[f"cvt.rn.{name}.f32"] = convert
+    TRUTHS[f"cvt.rn.{name}.s64"] = lambda a, convert=convert: convert(a)
     TRUTHS[f"cvt.rn.{name}x2.f32"] = lambda a, b, convert=convert: convert(a) << 16 | convert(b)
 PAIRS = {f"{name}.rn.f32x2": f"{name}.rn.f32" for name in ("add", "sub", "mul", "fma")}
 DIVISIONS = {

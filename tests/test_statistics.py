@@ -19,7 +19,7 @@ import fastinit
 from fastinit.drawing import engines
 from fastinit.kernels.contract import Draw
 from fastinit.kernels.dtypes import FORMATS
-from fastinit.laws import Exponential, Normal, TruncNormal, Uniform
+from fastinit.laws import Cauchy, Exponential, LogNormal, Normal, TruncNormal, Uniform
 from fastinit.laws.floats import at_least, at_most
 
 ALPHA = 1e-4
@@ -79,9 +79,13 @@ def truth(law):
         return lambda x: ((x - law.a) / (law.b - law.a)).clamp(0.0, 1.0)
     if isinstance(law, Exponential):
         return lambda x: -torch.expm1(-law.rate * x.clamp(min=0))
+    if isinstance(law, Cauchy):
+        return lambda x: 0.5 + torch.atan((x - law.median) / law.sigma) / math.pi
     mass_below = torch.special.ndtr
     if isinstance(law, Normal):
         return lambda x: mass_below((x - law.mean) / law.std)
+    if isinstance(law, LogNormal):
+        return lambda x: mass_below((x.clamp(min=0).log() - law.log_mean) / law.log_std)
     low, high = torch.tensor([law.a, law.b]).double().sub(law.centre).div(law.scale)
     if low > 0:  # from the right tail, where the masses are not all near 1
         whole = mass_below(-low) - mass_below(-high)
@@ -96,6 +100,10 @@ def wider(law, factor=1.01):
         return Uniform(law.mean - factor * (law.mean - law.a), law.mean + factor * (law.b - law.mean))
     if isinstance(law, Normal):
         return Normal(law.mean, factor * law.std)
+    if isinstance(law, LogNormal):
+        return LogNormal(law.log_mean, factor * law.log_std)
+    if isinstance(law, Cauchy):  # whose distribution function moves by two thirds of the normal's
+        return Cauchy(law.median, law.sigma * factor**1.5)
     if isinstance(law, Exponential):  # which has no mean of its own
         return Exponential(law.rate / factor)
     return TruncNormal(

@@ -17,6 +17,7 @@ from fastinit.kernels.cpu.forms import FORMS
 from fastinit.kernels.cpu.trust import Folder
 from fastinit.kernels.dtypes import FORMATS
 from fastinit.laws import Normal, Words
+from fastinit.laws.law import COUNTED
 
 
 def test_warmup_covers_every_kind_of_the_arithmetic():
@@ -24,9 +25,13 @@ def test_warmup_covers_every_kind_of_the_arithmetic():
     assert len(kernels) == len(set(kernels))
     assert {kind for kind, *_ in kernels} == SAMPLERS.keys()
     # Each kind in each dtype where a law comes to it, in each form. In 24-bit floats no bound needs uniform_inside.
-    everywhere = {(kind, dtype) for kind in SAMPLERS for dtype in FORMATS} | {("words", torch.int32)}
+    counting = {"words", "bernoulli", "geometric", "integers", "integers_long", "integers_bits"}
+    everywhere = {(kind, dtype) for kind in SAMPLERS.keys() - counting for dtype in FORMATS} | {("words", torch.int32)}
+    everywhere |= {(kind, dtype) for kind in ("bernoulli", "geometric", "integers") for dtype in COUNTED}
+    everywhere |= {("integers_bits", dtype) for dtype in (torch.float64, torch.int64)}
+    everywhere |= {("integers_long", dtype) for dtype in (torch.float64, torch.int32, torch.int64)}
     missing = everywhere - {(kind, dtype) for kind, dtype, *_ in kernels}
-    assert {kind for kind, _ in missing} == {"words", "uniform_inside"}
+    assert {kind for kind, _ in missing} == {"uniform_inside"}
     assert len(kernels) == len(everywhere - missing) * len(FORMS)
 
 

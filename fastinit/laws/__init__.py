@@ -6,20 +6,27 @@ from collections.abc import Iterator
 
 import torch
 
-from . import exponential, normal, truncated_normal, uniform, words
+from . import bernoulli, cauchy, exponential, geometric, integers, log_normal, normal, truncated_normal, uniform, words
+from .bernoulli import Bernoulli
+from .cauchy import Cauchy
 from .exponential import Exponential
+from .geometric import Geometric
+from .integers import Integers
 from .law import Example, Law, Parameters, working
+from .log_normal import LogNormal
 from .normal import Normal
 from .truncated_normal import TruncNormal
 from .uniform import Uniform
 from .words import Words
 
-ALL = (words, uniform, normal, truncated_normal, exponential)
+ALL = (
+    words, uniform, normal, truncated_normal, exponential, log_normal, cauchy, bernoulli, geometric, integers
+)  # fmt: skip
 EXAMPLES: dict[str, Example] = {name: example for law in ALL for name, example in law.EXAMPLES.items()}
 
 __all__ = [
-    "ALL", "EXAMPLES", "Example", "Exponential", "Law", "Normal", "Parameters", "TruncNormal", "Uniform", "Words",
-    "examples", "working",
+    "ALL", "EXAMPLES", "Bernoulli", "Cauchy", "Example", "Exponential", "Geometric", "Integers", "Law", "LogNormal",
+    "Normal", "Parameters", "TruncNormal", "Uniform", "Words", "examples", "working",
 ]  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..kernels.dtypes import FORMATS
+from ..kernels.dtypes import FORMATS, WHOLE, WIDTHS
 
 Parameters = tuple[str, tuple[float, ...]]  # the kind of sampler, and what it takes
 SMALLEST_NORMAL = {32: 2.0**-126, 64: 2.0**-1022}
@@ -42,6 +42,10 @@ class Law(Protocol):
         """The sampler, and its parameters for samples of `dtype`."""
 
 
+# Dtypes that count: those that torch draws whole numbers in. Of whole-number dtypes one of each size.
+COUNTED = (torch.float32, torch.bfloat16, torch.float16, torch.float64, *dict.fromkeys(WHOLE.values()))
+
+
 class Example(NamedTuple):
     """A law to try, and in which dtypes; tests, trials, warm-ups and benchmarks do."""
 
@@ -51,7 +55,7 @@ class Example(NamedTuple):
 
 def working(dtype: torch.dtype) -> torch.dtype:
     """The precision that samples of `dtype` are computed in."""
-    return torch.float64 if dtype is torch.float64 else torch.float32
+    return torch.float64 if WIDTHS[dtype] == 64 else torch.float32
 
 
 def unbounded(dtype: torch.dtype) -> tuple[float, float]:

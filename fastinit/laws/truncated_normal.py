@@ -57,7 +57,7 @@ def tail_of(
     return left, counted(where(left, low, low ^ 0xFFFFFFFF), where(left, high, high ^ 0xFFFFFFFF), step, start)
 
 
-@sampler(whole_first=True)
+@sampler(whole=1)
 def truncated_central(
     low: Number, high: Number, split: Number, left_mass: Number, right_mass: Number, step: Number, mean: Number,
     std: Number, lowest: Number, highest: Number,
@@ -68,7 +68,7 @@ def truncated_central(
     return clamp(fma(where(left, negative(z), z), std, mean), lowest, highest)
 
 
-@sampler(whole_first=True)
+@sampler(whole=1)
 def truncated_wide(
     low: Number, high: Number, split: Number, left_mass: Number, right_mass: Number, step: Number, mean: Number,
     std: Number, lowest: Number, highest: Number,

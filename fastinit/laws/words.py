@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..kernels.arithmetic.primitives import Number
+from ..kernels.arithmetic.primitives import Number, join
 from ..kernels.contract import sampler
 from .law import Example, Parameters
 
 
-@sampler(short=True)
+@sampler(short=True, width=32)
 def words(low: Number, high: Number) -> Number:
     """The raw Philox word."""
-    return high
+    return join(high, 0)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,11 @@ UNIT_BELOW_ONE = by_width(2.0**-32 * (1 - 2.0**-24), 2.0**-32 * (1 - 2.0**-53))
 HALF_STEP = by_width(2.0**-33, 2.0**-65)
 SQRT_HALF_BITS = by_width(0x3F3504F3, 0x3FE6A09E667F3BCD)
 EXPONENT_MASK = by_width(-(1 << 23), -(1 << 52))
+# Adding ANCHOR rounds a number to a whole one, which then stands in the last bits. BIAS << EXPONENT_AT is 1.0.
+ANCHOR, ANCHOR_BITS = by_width(1.5 * 2.0**23, 1.5 * 2.0**52), by_width(0x4B400000, 0x4338000000000000)
+BIAS, EXPONENT_AT = by_width(127, 1023), by_width(23, 52)
+# Beyond these, exp is 0 or infinite.
+EXP_FROM, EXP_TO = by_width(-104.0, -746.0), by_width(89.0, 710.0)
 
 NEAR_CENTRE, FAR_BELOW = coefficients.NEAR_CENTRE, coefficients.FAR_BELOW
 FAR_CENTRE = by_width(coefficients.FAR_CENTRE_32, coefficients.FAR_CENTRE_64)
@@ -39,6 +44,10 @@ LOG = by_width(coefficients.LOG_32, coefficients.LOG_64)
 SIN, COS = by_width(coefficients.SIN_32, coefficients.SIN_64), by_width(coefficients.COS_32, coefficients.COS_64)
 NEAR = by_width(coefficients.NEAR_32, coefficients.NEAR_64)
 FAR = by_width(coefficients.FAR_32, coefficients.FAR_64)
+EXP = by_width(coefficients.EXP_32, coefficients.EXP_64)
+LOG2_E = by_width(coefficients.LOG2_E_32, coefficients.LOG2_E_64)
+MINUS_LN2 = by_width(-coefficients.LN2_32, -coefficients.LN2_64)
+MINUS_LN2_REST = by_width(-coefficients.LN2_REST_32, -coefficients.LN2_REST_64)
 
 # --- random bits to numbers, in each width -----------------------------------------------------
 
@@ -145,6 +154,21 @@ def near_quantile(q: Number, r: Number) -> Number:
 def far_quantile(r: Number) -> Number:
     """The same for |z| from 3 on; r = -2 ln(q - q^2) - FAR_CENTRE."""
     return horner(r, FAR)
+
+
+def exp(x: Number) -> Number:
+    """e^x: 2^k times e to what k leaves. Two steps to 2^k round a subnormal result once."""
+    x = clamp(x, EXP_FROM, EXP_TO)
+    anchored = fma(x, LOG2_E, ANCHOR)
+    k, whole = bits(anchored) - ANCHOR_BITS, anchored - ANCHOR
+    rest = fma(whole, MINUS_LN2_REST, fma(whole, MINUS_LN2, x))
+    half = k >> 1
+    return horner(rest, EXP) * power_of_two(half) * power_of_two(k - half)
+
+
+def power_of_two(k: Number) -> Number:
+    """2^k, for k within the exponents of normal numbers."""
+    return unbits((k + BIAS) << EXPONENT_AT)
 
 
 def clamp(x: Number, lowest: Number, highest: Number) -> Number:

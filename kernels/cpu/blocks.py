@@ -14,8 +14,8 @@ from numba.extending import intrinsic
 
 from ..arithmetic.bind import Arithmetic
 from ..arithmetic.philox import philox
-from ..contract import COLUMNS, sample_lanes
-from ..dtypes import FORMATS, WIDTHS
+from ..contract import COLUMNS, sample_lanes, width_of
+from ..dtypes import FORMATS
 from . import simd
 from .forms import BLOCKS_AT_ONCE, LINE
 from .simd import Counters, Lanes
@@ -59,7 +59,7 @@ def samples(
     `number` counts such groups of counters, `stream` is its seed and stream_id, `values` the law's parameters.
     """
     kind, dtype = law
-    width = WIDTHS[dtype]
+    width = width_of(kind, dtype)
 
     def word(value: Any, shift: int) -> Lanes:
         return (Lanes(builder, "u64", value) >> shift).cast("u32", "trunc")
@@ -81,14 +81,26 @@ def samples(
 
 
 def rounded(lane: Lanes, dtype: torch.dtype) -> Lanes:
-    """Samples of the working precision in the output dtype: as its bits, where LLVM does not know it."""
-    rounding = FORMATS[dtype].rounding if dtype in FORMATS else None
+    """Samples in the output dtype: as its bits, where LLVM does not know it."""
+    if dtype not in FORMATS:
+        return converted(lane, "i64").cast(f"u{8 * dtype.itemsize}", "trunc" if dtype.itemsize < 8 else "bitcast")
+    lane = converted(lane, f"f{FORMATS[dtype].width}")
+    rounding = FORMATS[dtype].rounding
     if rounding is None:
         return lane
     if dtype is torch.float16 and converts_to_float16():
         return lane.cast("f16", "fptrunc")
     whole: Lanes = ARITHMETIC[32](rounding)(lane)
     return whole.cast(f"u{8 * dtype.itemsize}", "trunc")
+
+
+def converted(lane: Lanes, element: str) -> Lanes:
+    """The same numbers as floats or whole numbers of another width, rounded once."""
+    if lane.element == element:
+        return lane
+    if element == "i64":
+        return lane.cast(element, "fptosi")
+    return lane.cast(element, {"i64": "sitofp", "f64": "fptrunc", "f32": "fpext"}[lane.element])
 
 
 def store(

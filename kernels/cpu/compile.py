@@ -142,7 +142,7 @@ def entry_module(context: Any, described: Any, symbol: str) -> ir.Module:
 
 def source_of(kind: str, dtype: torch.dtype, form: Form, parameters: int) -> tuple[Callable[..., None], Sequence[Any]]:
     """A kernel's Python source and the types of its arguments."""
-    kinds = [types.int64 if k == 0 and SAMPLERS[kind].whole_first else types.float64 for k in range(parameters)]
+    kinds = [types.int64 if k < SAMPLERS[kind].whole else types.float64 for k in range(parameters)]
     return build_kernel(kind, dtype, form), (*(types.int64,) * HEAD, types.Tuple(kinds))
 
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from llvmlite import binding
 
-from ..contract import SAMPLERS, Draw, KernelMissing, block_size, setting_up
-from ..dtypes import WIDTHS, uncovered
+from ..contract import SAMPLERS, Draw, KernelMissing, block_size, setting_up, width_of
+from ..dtypes import uncovered
 from ..runs import runs_of
 from . import cache, native
 from .forms import BLOCKS_AT_ONCE, LINE, Form, Kernel, form_of, kernel_name
@@ -170,7 +170,7 @@ class CpuEngine:
             return
         runs = runs_of(out.shape, out.stride(), dtype.itemsize, steps)
         length, stride, outer = runs
-        form = form_of(runs, dtype)
+        form = form_of(runs, kind, dtype)
         write = kernel(kind, dtype, form, len(parameters))
         table = torch.tensor(outer, dtype=torch.int64, device="cpu") if outer else None
         place = (stride, len(outer), 0 if table is None else table.data_ptr(), seed, stream_id)
@@ -181,7 +181,8 @@ class CpuEngine:
             advise_huge_pages(address, size)
         threads = torch.get_num_threads()
         # A cut inside a block would draw it twice; runs side by side are not cut at all.
-        together = length * (LINE // dtype.itemsize) if form == "turned" else BLOCKS_AT_ONCE * block_size(WIDTHS[dtype])
+        blocks = BLOCKS_AT_ONCE * block_size(width_of(kind, dtype))
+        together = length * (LINE // dtype.itemsize) if form == "turned" else blocks
         piece = piece_length(count, threads, dtype, together)
         lead = 0 if form == "turned" else first % piece
         streaming = int(size >= STREAMING_FROM)

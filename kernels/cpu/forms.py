@@ -6,8 +6,8 @@ from typing import Literal, get_args
 
 import torch
 
-from ..contract import block_size
-from ..dtypes import WIDTHS, name_of
+from ..contract import block_size, width_of
+from ..dtypes import name_of
 from ..runs import Runs
 
 Form = Literal["long", "rows", "strided", "turned"]
@@ -18,14 +18,14 @@ AT_MOST_IN_ONE_GO = 1 << 26  # elements; some 0.1 s
 LINE = 64  # bytes: a cache line, and the widest vector store
 
 
-def form_of(runs: Runs, dtype: torch.dtype) -> Form:
-    """Which form writes these runs.
+def form_of(runs: Runs, kind: str, dtype: torch.dtype) -> Form:
+    """Which form of a law's kernel writes these runs.
 
     Long runs of neighbours are drawn some blocks at a time; short ones would waste them. What is no neighbour in
     memory is written element by element, many runs side by side where neighbours in memory stand in different runs.
     """
     length, stride, outer = runs
-    block = block_size(WIDTHS[dtype])
+    block = block_size(width_of(kind, dtype))
     if stride == dtype.itemsize:
         return "long" if length >= BLOCKS_AT_ONCE * block else "rows"
     side_by_side = LINE // dtype.itemsize

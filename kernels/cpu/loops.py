@@ -9,8 +9,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic, register_jitable
 
-from ..contract import COLUMNS, block_size
-from ..dtypes import WIDTHS
+from ..contract import COLUMNS, block_size, width_of
 from .blocks import at_once, block_writer, store
 from .forms import LINE, Form
 
@@ -154,9 +153,9 @@ def build_kernel(kind: str, dtype: torch.dtype, form: Form) -> Callable[..., Non
 def straight_kernel(kind: str, dtype: torch.dtype, form: Form) -> Callable[..., None]:
     """Run by run, block by block."""
     contiguous = form != "strided"
-    columns = at_once(WIDTHS[dtype]) if form == "long" else COLUMNS
+    columns = at_once(width_of(kind, dtype)) if form == "long" else COLUMNS
     write_block = block_writer(kind, dtype, columns)
-    block_elements = block_size(WIDTHS[dtype]) * columns // COLUMNS  # of one block, two or four
+    block_elements = block_size(width_of(kind, dtype)) * columns // COLUMNS  # of one block, two or four
     size = dtype.itemsize
     scratch_bytes = block_elements * size
 
@@ -208,7 +207,7 @@ def turned_kernel(kind: str, dtype: torch.dtype) -> Callable[..., None]:
     a window lies in two unless the run begins where a block does.
     """
     write_block = block_writer(kind, dtype, COLUMNS)
-    block_elements, size = block_size(WIDTHS[dtype]), dtype.itemsize
+    block_elements, size = block_size(width_of(kind, dtype)), dtype.itemsize
     side_by_side, block_bytes = LINE // size, block_elements * size  # as many runs as a cache line has elements
     scratch_bytes, list_bytes = side_by_side * 2 * block_bytes, side_by_side * 8
 

@@ -69,6 +69,9 @@ class Lanes:
         target: Any = TYPES[element] if self.shared else ir.VectorType(TYPES[element], self.count)
         return Lanes(self.builder, element, getattr(self.builder, instruction)(self.value, target))
 
+    def divided_by(self, other: Any) -> Lanes:
+        return self._binary(other, self.builder.fdiv)
+
     def _binary(self, other: Any, emit: Callable[[Any, Any], ir.Value], element: str | None = None) -> Lanes:
         first, second = alike(self, other)
         return Lanes(self.builder, element or self.element, emit(first.value, second.value))
@@ -249,6 +252,17 @@ def mulhilo(a: Lanes | Counters | Xors, b: int) -> tuple[Xors, Xors]:
     return Xors([(product, True)]), Xors([(product, False)])
 
 
+def product(a: Lanes, b: Lanes) -> tuple[Lanes, Lanes]:
+    exact = a.cast("u64", "zext") * b.cast("u64", "zext")
+    return (exact >> 32).cast("u32", "trunc"), exact.cast("u32", "trunc")
+
+
+def join(low: Lanes, high: Lanes | int) -> Lanes:
+    high = high if isinstance(high, Lanes) else low.constant(high)
+    both = high.cast("u64", "zext") << 32 | low.cast("u64", "zext")
+    return Lanes(both.builder, "i64", both.value)
+
+
 def primitives(width: int) -> dict[str, Any]:
     """The arithmetic's primitives over Lanes, in working precision float`width`."""
     real, whole = f"f{width}", f"i{width}"
@@ -258,6 +272,11 @@ def primitives(width: int) -> dict[str, Any]:
 
     def i32(x: Lanes) -> Lanes:
         return Lanes(x.builder, "i32", x.value)
+
+    def real_where(condition: Lanes, yes: Any, no: Any) -> Lanes:
+        if not isinstance(yes, Lanes) and not isinstance(no, Lanes):
+            yes = Lanes(condition.builder, real, ir.Constant(TYPES[real], float(yes)))
+        return where(condition, yes, no)
 
     def to_real(x: Lanes) -> Lanes:
         return x.cast(real, "sitofp" if x.element in ("i32", "i64") else "uitofp")
@@ -270,9 +289,13 @@ def primitives(width: int) -> dict[str, Any]:
         "unbits": lambda x: x.cast(real, "bitcast"),
         "negative": lambda x: -x,
         "mulhilo": mulhilo,
+        "product": product,
+        "join": join,
         "fma": fma,
         "sqrt": lambda x: _intrinsic("sqrt", x),
-        "where": where,
+        "divide": Lanes.divided_by,
+        "ceil": lambda x: _intrinsic("ceil", x),
+        "where": real_where,
         "minimum": lambda x, y: where(x < y, x, y),
         "maximum": lambda x, y: where(x > y, x, y),
         "horner": horner_by(fma),

@@ -15,11 +15,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
 from ..arithmetic.philox import philox
-from ..contract import COLUMNS, GPUS, SAMPLERS, Draw, block_size
-from ..dtypes import FORMATS, WIDTHS, uncovered
+from ..contract import COLUMNS, GPUS, SAMPLERS, Draw, block_size, width_of
+from ..dtypes import FORMATS, uncovered
 from ..runs import runs_of
 from . import tiles
-from .tiles import INTERPRETED
+from .primitives import INTERPRETED, arithmetic
 
 STORE = 16  # bytes that a thread writes at once: the widest store there is
 OUTER = 3  # dimensions around a run that a kernel takes; more are a launch for each index of the shortest ones
@@ -30,7 +30,7 @@ TILES_FROM = 1 << 16  # elements; below, one launch of the kernel that can do ev
 Plan = Callable[[int, int, int, int], None]
 ELEMENTS = {
     torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16,
-    torch.int32: tl.uint32,
+    torch.uint8: tl.uint8, torch.int16: tl.int16, torch.int32: tl.int32, torch.int64: tl.int64,
 }  # fmt: skip
 
 
@@ -101,7 +101,7 @@ def tile_rows(variant: Variant, target: GPUTarget) -> int:
     threads: int = launch.warps * target.warp_size
     if variant.outer is not None:
         return threads // COLUMNS
-    wanted = launch.counters * (2 if SAMPLERS[variant.kind].short else 1) * 32 // WIDTHS[variant.dtype]
+    wanted = launch.counters * (2 if SAMPLERS[variant.kind].short else 1) * 32 // width_of(variant.kind, variant.dtype)
     columns = columns_a_thread(variant.dtype)
     return threads * max(columns, wanted) // COLUMNS
 
@@ -109,19 +109,21 @@ def tile_rows(variant: Variant, target: GPUTarget) -> int:
 def constants(variant: Variant, target: GPUTarget) -> dict[str, Any]:
     """What the kernel's source leaves open, by the names of its constexpr arguments."""
     cuda, dtype = target.backend == "cuda" and not INTERPRETED, variant.dtype
-    width, sampler = WIDTHS[dtype], SAMPLERS[variant.kind]
+    width, sampler = width_of(variant.kind, dtype), SAMPLERS[variant.kind]
     element, finish = ELEMENTS.get(dtype), tiles.as_it_is
     rounding = FORMATS[dtype].rounding if dtype in FORMATS else None
     # CUDA has an instruction for half formats (from sm_80 on); elsewhere, and to eight bits, integers round.
     if rounding is not None and not (cuda and target.arch >= 80 and element is not None):
-        element, finish = {1: tl.uint8, 2: tl.uint16}[dtype.itemsize], tiles.arithmetic(32, cuda)(rounding)
+        element, finish = {1: tl.uint8, 2: tl.uint16}[dtype.itemsize], arithmetic(32, cuda)(rounding)
     chosen = {
-        "PHILOX": tiles.arithmetic(32, cuda)(philox),
-        "LAW": tiles.arithmetic(width, cuda)(sampler.function),
+        "PHILOX": arithmetic(32, cuda)(philox),
+        "LAW": arithmetic(width, cuda)(sampler.function),
         "HEAD": variant.parameters if sampler.series_after is None else sampler.series_after,
-        "WHOLE": sampler.whole_first,
+        "WHOLE": sampler.whole,
         "REAL": tl.float64 if width == 64 else tl.float32,
         "WIDTH": width,
+        # What samples come to before they are rounded: the dtype's working precision, or whole numbers of 64 bits.
+        "EXACT": tl.int64 if dtype not in FORMATS else tl.float64 if FORMATS[dtype].width == 64 else tl.float32,
         "PAIRS": sampler.pairs,
         "FINISH": finish,
         "ELEMENT": element,
@@ -132,8 +134,8 @@ def constants(variant: Variant, target: GPUTarget) -> dict[str, Any]:
 
 def signature(variant: Variant) -> dict[str, Any]:
     """The types of all arguments that are no constants. They are fixed here, so that no value can change them."""
-    real = "fp64" if WIDTHS[variant.dtype] == 64 else "fp32"
-    numbers = ["u32" if k == 0 and SAMPLERS[variant.kind].whole_first else real for k in range(variant.parameters)]
+    real = "fp64" if width_of(variant.kind, variant.dtype) == 64 else "fp32"
+    numbers = ["u32" if k < SAMPLERS[variant.kind].whole else real for k in range(variant.parameters)]
     stream = {"seed": "i64", "stream_id": "i64", "parameters": tuple(numbers)}
     if variant.outer is None:
         return {"address": "i64", "tile": "i64", "tiles": "i64", "programs": "i64"} | stream
@@ -153,7 +155,7 @@ def compile_for(variant: Variant, target: GPUTarget) -> CompiledKernel:
     alignment = {(0,): [["tt.divisibility", STORE]]} if variant.outer is None else {}
     source = ASTSource(kernel_of(variant), types, chosen, alignment)
     options = {"num_warps": launch_of(target).warps, "enable_fp_fusion": False}
-    if target.backend == "cuda" and (not SAMPLERS[variant.kind].short or WIDTHS[variant.dtype] == 64):
+    if target.backend == "cuda" and (not SAMPLERS[variant.kind].short or width_of(variant.kind, variant.dtype) == 64):
         options["maxnreg"] = launch_of(target).registers
     return triton.compile(source, target=target, options=options)
 
@@ -204,7 +206,7 @@ class Filling(NamedTuple):
     @property
     def tile(self) -> int:
         """How many elements a program writes at a time."""
-        return tile_rows(self.variant(None), self.device.target) * block_size(WIDTHS[self.dtype])
+        return tile_rows(self.variant(None), self.device.target) * block_size(width_of(self.draw.kind, self.dtype))
 
     def neighbours(self, address: int, first: int, count: int, tiles_from: int) -> None:
         """Fill contiguous memory: whole tiles by the kernel made for them, what is left by the other one."""
@@ -235,7 +237,7 @@ class Filling(NamedTuple):
             for k in range(count):
                 self.runs(address + k * jump, first + k * step, length, stride, others)
             return
-        block, size = block_size(WIDTHS[self.dtype]), self.dtype.itemsize
+        block, size = block_size(width_of(self.draw.kind, self.dtype)), self.dtype.itemsize
         # A run among several may begin anywhere in a block, and touches one more than its length tells.
         rows_a_run = (length + block - 2) // block + 1 if outer else (first % block + length - 1) // block + 1
         around = [(1, 0, 0)] * (OUTER - len(outer) if outer else 0) + outer

@@ -14,8 +14,8 @@ from torch import Tensor
 from ..arithmetic.bind import Arithmetic
 from ..arithmetic.philox import philox
 from ..arithmetic.primitives import horner_by
-from ..contract import COLUMNS, Draw, block_size, sample_lanes
-from ..dtypes import FORMATS, WIDTHS, uncovered
+from ..contract import COLUMNS, Draw, block_size, sample_lanes, width_of
+from ..dtypes import FORMATS, uncovered
 from ..runs import parts, row_major
 from . import fma as exact
 
@@ -55,6 +55,17 @@ def mulhilo(a: Any, b: int) -> tuple[Any, Any]:
     return (product >> 32) & MASK, product & MASK
 
 
+def product(a: Any, b: Any) -> tuple[Any, Any]:
+    exact = a * b  # of words below 2^32; a carry into the sign of int64 is masked away
+    return (exact >> 32) & MASK, exact & MASK
+
+
+def join(low: Any, high: Any) -> Any:
+    if isinstance(low, Tensor) or isinstance(high, Tensor):
+        return low | ((high ^ 0x80000000) - 0x80000000 << 32)
+    return ((high ^ 0x80000000) - 0x80000000) * 2**32 + low
+
+
 def primitives(real: torch.dtype, whole: torch.dtype, fma: Any, sqrt: Any) -> dict[str, Any]:
     def where(condition: Tensor, a: Any, b: Any) -> Tensor:
         if not isinstance(a, Tensor) and not isinstance(b, Tensor):  # torch would take its default dtype for both
@@ -69,8 +80,12 @@ def primitives(real: torch.dtype, whole: torch.dtype, fma: Any, sqrt: Any) -> di
         "unbits": lambda x: x.view(real),
         "negative": torch.neg,
         "mulhilo": mulhilo,
+        "product": product,
+        "join": join,
         "fma": fma,
         "sqrt": sqrt,
+        "divide": torch.div,
+        "ceil": torch.ceil,
         "where": where,
         "minimum": lambda x, y: torch.where(x < y, x, y),
         "maximum": lambda x, y: torch.where(x > y, x, y),
@@ -114,11 +129,14 @@ def scattered(draw: Draw, indices: Tensor, width: int) -> Tensor:
 
 
 def rounded(samples: Tensor, dtype: torch.dtype) -> Tensor:
-    """Working-precision samples as `dtype`, rounded once."""
-    if dtype in FORMATS and (rounding := FORMATS[dtype].rounding) is not None:
-        pattern = ARITHMETIC[32](rounding)(samples)
-        return pattern.to(torch.uint8 if dtype.itemsize == 1 else torch.int16).view(dtype)  # type: ignore[no-any-return]
-    return samples.to(dtype)
+    """Samples as `dtype`, rounded once."""
+    if dtype not in FORMATS:
+        return samples.long().to(dtype)  # numbers that do not fit wrap
+    working = samples.to(torch.float64 if FORMATS[dtype].width == 64 else torch.float32)
+    if (rounding := FORMATS[dtype].rounding) is None:
+        return working
+    pattern = ARITHMETIC[32](rounding)(working)
+    return pattern.to(torch.uint8 if dtype.itemsize == 1 else torch.int16).view(dtype)  # type: ignore[no-any-return]
 
 
 class EagerEngine:
@@ -134,7 +152,7 @@ class EagerEngine:
 
     @torch.no_grad()
     def fill(self, out: Tensor, draw: Draw, first: int, steps: Sequence[int] | None) -> None:
-        width, own = WIDTHS[out.dtype], row_major(out.shape)
+        width, own = width_of(draw.kind, out.dtype), row_major(out.shape)
         steps = own if steps is None else steps
         for part, start in parts(out, first, steps, PART):
             # A part of several whole rows is one stretch of neighbours if its rows follow each other.

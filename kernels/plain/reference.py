@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from ..arithmetic.bind import Arithmetic
 from ..arithmetic.philox import philox
 from ..arithmetic.primitives import horner_by
-from ..contract import COLUMNS, Draw, block_size, sample_lanes
-from ..dtypes import FORMATS, WIDTHS, uncovered
+from ..contract import COLUMNS, Draw, block_size, sample_lanes, width_of
+from ..dtypes import FORMATS, uncovered
 from ..runs import parts, row_major
 from . import fma as exact
 
@@ -36,6 +36,15 @@ def mulhilo(a: Array, b: int) -> tuple[Array, Array]:
     return (product >> np.uint64(32)).astype(np.uint32), product.astype(np.uint32)
 
 
+def product(a: Any, b: Any) -> tuple[Array, Array]:
+    exact = np.asarray(a, np.uint64) * np.asarray(b, np.uint64)
+    return (exact >> np.uint64(32)).astype(np.uint32), exact.astype(np.uint32)
+
+
+def join(low: Any, high: Any) -> Array:
+    return (np.asarray(high, np.uint64) << np.uint64(32) | np.asarray(low, np.uint64)).view(np.int64)
+
+
 def primitives(real: type[np.floating], whole: type[np.signedinteger], fma: Any) -> dict[str, Any]:
     return {
         "u32": lambda x: np.asarray(x).astype(np.uint32),
@@ -45,8 +54,12 @@ def primitives(real: type[np.floating], whole: type[np.signedinteger], fma: Any)
         "unbits": lambda x: np.asarray(x).astype(whole).view(real),
         "negative": np.negative,
         "mulhilo": mulhilo,
+        "product": product,
+        "join": join,
         "fma": fma,
         "sqrt": np.sqrt,
+        "divide": np.divide,
+        "ceil": np.ceil,
         "where": np.where,
         "minimum": lambda x, y: np.where(x < y, x, y),
         "maximum": lambda x, y: np.where(x > y, x, y),
@@ -80,12 +93,15 @@ def values_at(draw: Draw, indices: NDArray[np.int64], width: int) -> Array:
 
 
 def rounded(samples: Array, dtype: torch.dtype) -> torch.Tensor:
-    """Working-precision samples as a tensor of `dtype`, rounded once."""
-    if dtype in FORMATS and (rounding := FORMATS[dtype].rounding) is not None:
-        pattern = ARITHMETIC[32](rounding)(samples)
-        whole = np.uint8 if dtype.itemsize == 1 else np.uint16
-        return torch.from_numpy(pattern.astype(whole)).view(dtype)
-    return torch.from_numpy(samples.view(np.int32) if dtype is torch.int32 else samples)
+    """Samples as a tensor of `dtype`, rounded once."""
+    if dtype not in FORMATS:
+        whole = samples.astype(np.int64).astype(f"i{dtype.itemsize}")  # what is too great wraps
+        return torch.from_numpy(whole).view(dtype)
+    working = samples.astype(np.float64 if FORMATS[dtype].width == 64 else np.float32)
+    if (rounding := FORMATS[dtype].rounding) is None:
+        return torch.from_numpy(working)
+    pattern = ARITHMETIC[32](rounding)(working)
+    return torch.from_numpy(pattern.astype(f"u{dtype.itemsize}")).view(dtype)
 
 
 class ReferenceEngine:
@@ -106,5 +122,5 @@ class ReferenceEngine:
                 indices = np.array(start)
                 for axis in axes:
                     indices = indices[..., None] + axis
-                samples = values_at(draw, indices.astype(np.int64), WIDTHS[out.dtype])
+                samples = values_at(draw, indices.astype(np.int64), width_of(draw.kind, out.dtype))
                 part.copy_(rounded(samples, out.dtype))
