@@ -22,7 +22,6 @@ import fastinit
 from .timing import Call
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-MODULES: tuple[Any, Any] = (fastinit, torch.nn.init)
 RANKS = 8
 NOTHING: Mapping[str, float] = MappingProxyType({})
 
@@ -37,6 +36,15 @@ ELEMENTWISE: tuple[tuple[str, Mapping[str, float]], ...] = (
 MATRIX: tuple[tuple[str, Mapping[str, float]], ...] = (
     ("orthogonal_", NOTHING),
     ("sparse_", MappingProxyType({"sparsity": 0.1})),
+)
+# The samplers, with the dtypes that they are timed in.
+SAMPLERS: tuple[tuple[str, Mapping[str, float], tuple[torch.dtype, ...]], ...] = (
+    ("bernoulli_", NOTHING, (torch.float32, torch.bool)),
+    ("cauchy_", NOTHING, (torch.float32,)),
+    ("exponential_", NOTHING, (torch.float32,)),
+    ("geometric_", MappingProxyType({"p": 0.25}), (torch.float32, torch.int64)),
+    ("log_normal_", NOTHING, (torch.float32,)),
+    ("random_", NOTHING, (torch.float32, torch.int32, torch.int64)),
 )
 SMALL = (
     "uniform_",
@@ -136,8 +144,13 @@ class Case:
     def tensor(self) -> Tensor:
         return LAYOUTS[self.layout](self.shape, self.dtype)
 
+    def both(self) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+        """fastinit's function and torch's; samplers are methods of torch's tensors."""
+        theirs = getattr(torch.nn.init, self.function, None) or getattr(Tensor, self.function)
+        return partial(getattr(fastinit, self.function), **self.keywords), partial(theirs, **self.keywords)
+
     def calls(self) -> dict[str, Call]:
-        ours, theirs = (partial(getattr(module, self.function), **self.keywords) for module in MODULES)
+        ours, theirs = self.both()
         functions: dict[str, Callable[[Tensor], Any]] = {"fastinit": ours, "torch": theirs, "fill_": write}
         if self.memory != "warm":
             return {name: partial(on_fresh, function, self.tensor) for name, function in functions.items()}
@@ -168,7 +181,7 @@ class Slices(Case):
         rows, columns = self.shape
         wide = torch.ones(rows // RANKS, columns, dtype=self.dtype)
         tall = torch.ones(rows, columns // RANKS, dtype=self.dtype)
-        ours, theirs = (partial(getattr(module, self.function), **self.keywords) for module in MODULES)
+        ours, theirs = self.both()
 
         def shards(local: Tensor, down: int, right: int) -> None:
             for rank in range(RANKS):

@@ -87,6 +87,18 @@ def small() -> Iterator[Floor]:
             yield Floor(cases.fill(function, exponent=exponent), (bound,), budget=0.06, ci=exponent in (0, 8, 16))
 
 
+def samplers() -> Iterator[Floor]:
+    """2^26 elements; and small fills, from 256 elements on no slower than torch."""
+    for function, keywords, dtypes in cases.SAMPLERS:
+        for dtype in dtypes:
+            target = torchs(5, 1.5) if function == "random_" else torchs(10, 2.5)
+            large = replace(cases.fill(function, dtype), keywords=keywords)
+            yield Floor(large, (target,), ci=dtype is torch.float32)
+        for exponent in (8, 12, 16):
+            small = replace(cases.fill(function, exponent=exponent), keywords=keywords)
+            yield Floor(small, (torchs(1.0, 0.5),), budget=0.06, ci=exponent == 12)
+
+
 def others() -> Iterator[Floor]:
     """Fresh memory, a model, shards, matrices."""
     yield Floor(cases.fresh(), (torchs(3, 1.2), fills(1.3, 2.6)), ci=False)
@@ -104,6 +116,6 @@ def others() -> Iterator[Floor]:
         yield Floor(replace(sparse, shape=shape), (torchs(1.0, 0.5),))
 
 
-FLOORS = (*large(), *small(), *others())
+FLOORS = (*large(), *small(), *samplers(), *others())
 # Milliseconds from `import fastinit`, torch being imported, to the first tensor, with the kernels on disk already.
 FIRST_USE, FIRST_USE_ROUGH, FIRST_USE_WISH = 600.0, 2000.0, 150.0

@@ -40,6 +40,7 @@ from .init import (
     xavier_uniform_,
     zeros_,
 )
+from .samplers import bernoulli_, cauchy_, exponential_, geometric_, log_normal_, random_
 
 CONTRACT = 1
 """Version of the stream contract: within one version, bits never change."""
@@ -47,8 +48,42 @@ CONTRACT = 1
 __version__ = "0.1.0"
 
 __all__ = [
-    "CONTRACT", "Stream", "bits_", "calculate_gain", "constant", "constant_", "dirac", "dirac_", "eye", "eye_",
-    "flag", "kaiming_normal", "kaiming_normal_", "kaiming_uniform", "kaiming_uniform_", "normal", "normal_", "ones_",
-    "orthogonal", "orthogonal_", "shard", "sparse", "sparse_", "trunc_normal_", "uniform", "uniform_", "use_engine",
-    "xavier_normal", "xavier_normal_", "xavier_uniform", "xavier_uniform_", "zeros_",
+    "CONTRACT",
+    "Stream",
+    "bernoulli_",
+    "bits_",
+    "calculate_gain",
+    "cauchy_",
+    "constant",
+    "constant_",
+    "dirac",
+    "dirac_",
+    "exponential_",
+    "eye",
+    "eye_",
+    "flag",
+    "geometric_",
+    "kaiming_normal",
+    "kaiming_normal_",
+    "kaiming_uniform",
+    "kaiming_uniform_",
+    "log_normal_",
+    "normal",
+    "normal_",
+    "ones_",
+    "orthogonal",
+    "orthogonal_",
+    "random_",
+    "shard",
+    "sparse",
+    "sparse_",
+    "trunc_normal_",
+    "uniform",
+    "uniform_",
+    "use_engine",
+    "xavier_normal",
+    "xavier_normal_",
+    "xavier_uniform",
+    "xavier_uniform_",
+    "zeros_",
 ]  # fmt: skip

@@ -42,6 +42,11 @@ WHOLE = {
 WIDTHS = {dtype: form.width for dtype, form in FORMATS.items()} | dict.fromkeys(WHOLE.values(), 64)
 
 
+def drawn_as(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that engines write in its place: its own, or of whole numbers one of their size."""
+    return WHOLE.get(dtype, dtype)
+
+
 def uncovered(dtype: torch.dtype) -> str | None:
     """Why no engine draws a dtype, as the end of a sentence; None if they do."""
     return None if dtype in WIDTHS else f"the stream contract does not cover {dtype}"

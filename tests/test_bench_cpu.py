@@ -221,7 +221,7 @@ def test_the_exit_status_tells(monkeypatch, capsys, times, status):
     assert guard.main(["--only", r"float32 2\^26|columns"]) == status
     words = capsys.readouterr().out
     rows = [line for line in words.splitlines() if line.startswith("│")]
-    assert len(rows) == 14
+    assert len(rows) == 20
     assert all(("missed" in row) == bool(status) for row in rows)
 
 

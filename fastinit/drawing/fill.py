@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.contract import Draw, Engine, KernelMissing
+from ..kernels.dtypes import drawn_as
 from ..laws import Law
 from . import engines
 from .regions import Box, Shard, Target, region
@@ -33,13 +34,15 @@ def fill(
     if local.is_meta:
         return None
     kind, parameters = law.parameters(local.dtype)
-    engine = engines.choose(local.device, local.dtype, compiled, (kind, parameters))
+    dtype = drawn_as(local.dtype)
+    engine = engines.choose(local.device, dtype, compiled, (kind, parameters))
     stream = source(target, generator, stream)  # once it is known that something can draw
     draw = Draw(kind, parameters, stream.seed, stream.id)
     try:
         for part, first, steps in boxes:
             if part.numel():
-                engine = draw_into(engine, part, compiled, draw, first, steps)
+                out = part if part.dtype is dtype else part.view(dtype)
+                engine = draw_into(engine, out, compiled, draw, first, steps)
     finally:  # autograd must hear of writes that go around torch, interrupted ones too
         if not local.is_inference():
             increment_version((local,))

@@ -78,6 +78,27 @@ def found(name: str) -> Function:
     return function if is_torchs(name, function) else getattr(private_copy(), name)
 
 
+# The samplers that torch has as methods of its tensors alone, and how many numbers each takes.
+METHODS = {"bernoulli_": 1, "cauchy_": 2, "exponential_": 1, "geometric_": 1, "log_normal_": 2, "random_": 2}
+
+
+def method(name: str) -> Function:
+    """torch's method as a function of the tensor, its numbers and a generator, that autograd does not hear of."""
+    own, count = getattr(Tensor, name), METHODS[name]
+
+    @torch.no_grad()
+    def function(tensor: Tensor, *values: Any) -> Any:
+        numbers, generator = values[:count], values[count:]
+        if name == "random_" and numbers == (None, None):
+            numbers = ()
+        if not generator or generator[0] is None:  # not mentioned, for the error of what is wrong with the numbers
+            return own(tensor, *numbers)
+        return own(tensor, *numbers, generator=generator[0])
+
+    function.__name__ = name
+    return function
+
+
 def gone(name: str) -> Function:
     """What stands for a private function that torch does not have any more."""
 
@@ -88,7 +109,7 @@ def gone(name: str) -> Function:
     return function
 
 
-originals: dict[str, Function] = {name: found(name) for name in NAMES}
+originals: dict[str, Function] = {name: found(name) for name in NAMES} | {name: method(name) for name in METHODS}
 torch_init: Any = SimpleNamespace(**originals)
 
 
@@ -199,7 +220,7 @@ def torchs_own(name: str) -> Function:
     Where it would look up one of torch's names and find fastinit's function or a guard, which may lead back to where
     it was called, the private copy's is given.
     """
-    for needed in (name, HELPERS.get(name, name)):
+    for needed in (name, HELPERS.get(name, name)) if name not in METHODS else ():
         if standing.get(needed) is not originals[needed] and (needed == name or replacement(needed) is None):
             copied: Function = getattr(private_copy(), name)
             return copied

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection
 from enum import Enum
 
 import torch
@@ -38,6 +39,7 @@ def way(
     stream: Stream | None,
     name: str = "normal_",
     layout: str | None = None,
+    dtypes: Collection[torch.dtype] = SAMPLED,
 ) -> Way:
     """Who serves this call of the initialiser `name`, by the flags and by what the tensor is; every rule is looked at.
 
@@ -55,7 +57,7 @@ def way(
         other = originals.replacement(name)
     asked = flags.flag_of(tensor) if fast is None else fast
     beyond_torch = asked or stream is not None or layout is not None or isinstance(target, Shard)
-    if beyond_torch and originals.unwrapped(other) is ours[name]:
+    if beyond_torch and other is not None and originals.unwrapped(other) is ours[name]:
         other = None  # a functools.partial of ours, which may be what calls, and can serve all that ours can
     if other is not None:
         reason: str | None = originals.told(name, other)
@@ -64,7 +66,7 @@ def way(
     elif generator is not None and not isinstance(generator, torch.Generator):
         reason = f"{type(generator).__name__} is not a torch.Generator"
     else:
-        reason = outside_contract(tensor)
+        reason = outside_contract(tensor, dtypes)
     if reason is None:
         if tensor.is_meta:  # nothing to draw: torch's own no-op
             return KERNELS if isinstance(target, Shard) else TORCH
@@ -86,7 +88,7 @@ def refuse_inference_write(tensor: Tensor) -> None:
         empty.zero_()
 
 
-def outside_contract(tensor: Tensor, dtypes: tuple[torch.dtype, ...] = SAMPLED) -> str | None:
+def outside_contract(tensor: Tensor, dtypes: Collection[torch.dtype] = SAMPLED) -> str | None:
     """Why the kernels must leave this tensor, or this moment, to torch; None if they need not.
 
     Raises `RuntimeError`, in torch's words, for memory that is not there: torch's own initialisers may write it.

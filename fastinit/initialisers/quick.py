@@ -7,6 +7,7 @@ tensors' kernels are remembered; who draws into what is out of the ordinary, `ro
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from types import NoneType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -28,9 +29,9 @@ from ..drawing.torch_private import (
     transform,
 )  # fmt: skip
 from ..kernels.contract import Engine
-from ..kernels.dtypes import FORMATS
+from ..kernels.dtypes import FORMATS, drawn_as
 from ..laws import Law
-from .table import draw
+from .table import DTYPES, draw
 
 if TYPE_CHECKING:
     from ..kernels.cpu.engine import CpuEngine, Plan
@@ -53,9 +54,16 @@ MOST_PLANS = 1024  # as many as the laws' own caches hold
 
 
 def ordinary_address(
-    tensor: Any, generator: torch.Generator | None, fast: bool | None, stream: Stream | None, name: str = "normal_"
+    tensor: Any,
+    generator: torch.Generator | None,
+    fast: bool | None,
+    stream: Stream | None,
+    name: str = "normal_",
+    dtypes: Collection[torch.dtype] = FORMATS,
 ) -> int:
     """Where the tensor's memory is, if nothing about this call of the initialiser `name` needs a second look, else 0.
+
+    torch.nn.init has such an initialiser, which nobody has replaced; it draws in `dtypes`.
 
     `route.way` would say KERNELS then. No tensor without elements is ordinary.
     """
@@ -75,7 +83,7 @@ def ordinary_address(
             and not tracing()
             and forward._current_level < 0
             and (tensor.is_cpu or tensor.is_cuda)
-            and tensor.dtype in FORMATS
+            and tensor.dtype in dtypes
             and not tensor.is_nested
             and tensor.is_contiguous()
             and not tensor.is_neg()
@@ -101,12 +109,18 @@ def serve(
     stream: Stream | None,
     layout: str | None = None,
     shaped: bool = False,
+    sampler: bool = False,
 ) -> T:
     """Serve a call of the initialiser `name` with the arguments `values`; where `shaped`, its law depends on the shape.
 
+    A `sampler` is a method of torch's tensors, which nobody replaces in torch.nn.init.
+
     The whole fast path stands in this one function: another call would be 3 % of it.
     """
-    address = ordinary_address(target, generator, fast, stream, name)
+    if sampler:
+        address = ordinary_address(target, generator, fast, stream, "normal_", DTYPES[name])
+    else:
+        address = ordinary_address(target, generator, fast, stream, name)
     tensor: Any = target
     key: tuple[Any, ...] | None = None
     if address and forced_engine.get() is None and (not shaped or has_known_shape_rules(layout)):
@@ -129,7 +143,7 @@ def serve(
         increment_version((tensor,))  # before the write: an interruption may come between
         write(address, 0, count, 0, count, size, 0, 0, seed, stream_id, 0, parameters)
         return target
-    by = KERNELS if address else way(target, generator, fast, stream, name, layout)
+    by = KERNELS if address else way(target, generator, fast, stream, name, layout, DTYPES.get(name, FORMATS))
     result, law, engine = draw(name, by, target, values, generator, stream, layout)
     if key is not None and law is not None and engine is not None:
         remember(key, tensor, law, engine)
@@ -162,13 +176,13 @@ def remember(key: tuple[Any, ...], tensor: Tensor, law: Law, engine: Engine) -> 
     """From now on calls with this key take the fast path to this law."""
     if key in plans and tensor.is_cpu:  # this tensor was too large for it
         return
-    parameters = law.parameters(tensor.dtype)
+    parameters, dtype = law.parameters(tensor.dtype), drawn_as(tensor.dtype)
     if tensor.is_cpu and engine.name == "cpu":
         make_room(plans)
-        plans[key] = cast("CpuEngine", engine).plan(tensor.dtype, parameters)
-    elif tensor.is_cuda and engine.name == "gpu" and engines.was_found_right(tensor.device, tensor.dtype, parameters):
+        plans[key] = cast("CpuEngine", engine).plan(dtype, parameters)
+    elif tensor.is_cuda and engine.name == "gpu" and engines.was_found_right(tensor.device, dtype, parameters):
         make_room(gpu_plans)
-        gpu_plans[key, tensor.get_device()] = cast("GpuEngine", engine).plan(tensor.device, tensor.dtype, parameters)
+        gpu_plans[key, tensor.get_device()] = cast("GpuEngine", engine).plan(tensor.device, dtype, parameters)
 
 
 def make_room(remembered: dict[Any, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -18,9 +18,22 @@ from ..drawing.route import COMPILED, TORCH, Way
 from ..drawing.streams import Stream
 from ..drawing.tell import warn
 from ..kernels.contract import Engine
-from ..kernels.dtypes import FORMATS
-from ..laws import Law, Normal, TruncNormal, Uniform, working
+from ..kernels.dtypes import FORMATS, WHOLE
+from ..laws import (
+    Bernoulli,
+    Cauchy,
+    Exponential,
+    Geometric,
+    Integers,
+    Law,
+    LogNormal,
+    Normal,
+    TruncNormal,
+    Uniform,
+    working,
+)  # fmt: skip
 from ..laws.floats import as_float, is_proxy
+from ..laws.law import COUNTED
 from .checks import check_bounds, check_moments
 from .fans import NUMBERS, kaiming_std, xavier_std
 
@@ -57,12 +70,59 @@ def is_far(law: Law) -> bool:
     return law.centre < law.a - 2 * law.scale or law.centre > law.b + 2 * law.scale  # not if there is a nan
 
 
+def bernoulli(dtype: torch.dtype, p: float = 0.5) -> Law | None:
+    return Bernoulli(p) if 0 <= p <= 1 else None
+
+
+def cauchy(dtype: torch.dtype, median: float = 0.0, sigma: float = 1.0) -> Law | None:
+    greatest = FORMATS[working(dtype)].greatest
+    return Cauchy(median, sigma) if abs(median) <= greatest and 0 < sigma <= greatest else None
+
+
+def exponential(dtype: torch.dtype, rate: float = 1.0) -> Law | None:
+    return Exponential(rate) if rate > 0 else None
+
+
+def geometric(dtype: torch.dtype, p: float) -> Law | None:
+    return Geometric(p) if 0 < p < 1 else None
+
+
+def log_normal(dtype: torch.dtype, mean: float = 1.0, std: float = 2.0) -> Law | None:
+    greatest = FORMATS[working(dtype)].greatest
+    return LogNormal(mean, std) if abs(mean) <= greatest and 0 < std <= greatest else None
+
+
+def integers(dtype: torch.dtype, start: int | None, stop: int | None) -> Law | None:
+    """From 0, if None, up to what the dtype holds without gaps, if None."""
+    if dtype in FORMATS:
+        most = 1 << FORMATS[dtype].precision
+        least = -most
+    else:
+        least, most = (0, 1) if dtype is torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+    start, stop = 0 if start is None else start, most + 1 if stop is None else stop
+    return Integers(start, stop) if least <= start < stop <= most + 1 else None
+
+
 # By the names of torch.nn.init, which are those of the tensor's own methods, too: the law that these numbers mean in a
 # dtype, or None where only torch can say what they mean.
 OF_NUMBERS: dict[str, Callable[..., Law | None]] = {
     "uniform_": uniform,
     "normal_": normal,
     "trunc_normal_": truncated,
+    "bernoulli_": bernoulli,
+    "cauchy_": cauchy,
+    "exponential_": exponential,
+    "geometric_": geometric,
+    "log_normal_": log_normal,
+    "random_": integers,
+}
+# The dtypes that each is drawn in; the others in `FORMATS`. As torch has it: no float8, and geometric_ no bool.
+COUNTING = frozenset({*COUNTED, *WHOLE})
+DTYPES: dict[str, Collection[torch.dtype]] = {
+    **dict.fromkeys(("cauchy_", "exponential_", "log_normal_"), FORMATS),
+    "bernoulli_": COUNTING,
+    "geometric_": COUNTING - {torch.bool},
+    "random_": COUNTING,
 }
 
 # --- laws of a weight's shape ------------------------------------------------------------------
@@ -94,7 +154,7 @@ OF_SHAPES = {
 }
 # What is no law of independent elements, and what draws nothing.
 MATRICES, CONSTANTS = ("orthogonal_", "sparse_"), ("constant_", "ones_", "zeros_", "eye_", "dirac_")
-NAMES = (*OF_NUMBERS, *OF_SHAPES, *MATRICES, *CONSTANTS)
+NAMES = ("uniform_", "normal_", "trunc_normal_", *OF_SHAPES, *MATRICES, *CONSTANTS)
 
 
 def law_of(name: str, dtype: torch.dtype, shape: Shape, **arguments: Any) -> Law | None:
@@ -141,7 +201,9 @@ def draw(
 
 
 def as_numbers(function: str, *values: Any) -> tuple[float, ...] | None:
-    """The values as floats; None where only torch can say what they are worth."""
+    """The values as floats, random_'s as they are; None where only torch can say what they are worth."""
+    if function == "random_":
+        return values
     try:
         if not {*map(type, values)} <= NUMBERS:
             values = tuple(map(as_float, values))

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..kernels.dtypes import FORMATS, WHOLE, WIDTHS
+from ..kernels.dtypes import FORMATS, WHOLE, WIDTHS, drawn_as
 
 Parameters = tuple[str, tuple[float, ...]]  # the kind of sampler, and what it takes
 SMALLEST_NORMAL = {32: 2.0**-126, 64: 2.0**-1022}
@@ -55,7 +55,7 @@ class Example(NamedTuple):
 
 def working(dtype: torch.dtype) -> torch.dtype:
     """The precision that samples of `dtype` are computed in."""
-    return torch.float64 if WIDTHS[dtype] == 64 else torch.float32
+    return torch.float64 if WIDTHS[drawn_as(dtype)] == 64 else torch.float32
 
 
 def unbounded(dtype: torch.dtype) -> tuple[float, float]:
