@@ -6,7 +6,8 @@ also take, by keyword:
 * `fast`: None draws with the fastest engine that can, and leaves to torch.nn.init what the stream contract does not
   cover; True insists on a compiled engine; False is torch.nn.init itself, with its own bits.
 * `stream`: the `fastinit.Stream` to draw from, instead of `generator` or torch's default CPU generator.
-* `layout` (where there are fans): which dimension is what; see `fastinit.initialisers.fans.fans`.
+* `layout` (where there are fans): which dimension is what; see `fastinit.initialisers.fans.fans`. `fan_in`, `fan_out`:
+  what they are, where the shape does not tell; `groups`: of a convolution, whose units see only those of their group.
 
 The numbers drawn are not torch's; their distributions are.
 """
@@ -17,6 +18,7 @@ import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Generator
 
@@ -27,6 +29,8 @@ from .drawing.regions import Shard, Target, local_of
 from .drawing.route import COMPILED, TORCH, decided_by_others, outside_contract, refuse_inference_write, way
 from .drawing.streams import Stream, check_source
 from .initialisers import matrices
+from .initialisers.checks import in_values
+from .initialisers.fans import axes
 from .initialisers.quick import serve
 from .initialisers.table import OF_NUMBERS, as_numbers, by_torch
 from .laws import Words
@@ -77,12 +81,17 @@ def trunc_normal_(
     *,
     fast: bool | None = None,
     stream: Stream | None = None,
+    bounds: str = "value",
 ) -> T:
     """Fill with samples of N(mean, std^2) given that they fall in [a, b], as `torch.nn.init.trunc_normal_`.
 
+    With bounds="sigma", a and b count standard deviations from the mean, as in JAX, Keras and timm's trunc_normal_tf_;
+    as they are ("value"), a std of 0.02 is not cut at all. Raises `ValueError` for another word.
     By inverse distribution function: one pass and no redrawing, for bounds anywhere, infinite ones too.
     No value lies outside [a, b], as the tensor's dtype rounds.
     """
+    if bounds != "value":
+        a, b = in_values(mean, std, a, b, bounds)
     return serve("trunc_normal_", tensor, (mean, std, a, b), generator, fast, stream)
 
 
@@ -101,9 +110,22 @@ def bits_(tensor: T, generator: Generator | None = None, *, stream: Stream | Non
     return tensor
 
 
-def constant_(tensor: T, val: float) -> T:
-    """Fill with `val`; torch.nn.init.constant_ itself, for shards too."""
-    return _filled(torch_init.constant_, tensor, val)
+def constant_(tensor: T, val: Any) -> T:
+    """Fill with `val`; torch.nn.init.constant_ itself, for shards too.
+
+    A list or array fills in row-major order, and its last value whatever is left, as TensorFlow's
+    `constant_initializer` does. Raises `ValueError` where there are more values than elements, or none.
+    """
+    several = isinstance(val, (list, tuple, np.ndarray, torch.Tensor)) and np.ndim(val) > 0
+    if not several or decided_by_others("constant_", tensor):
+        return _filled(torch_init.constant_, tensor, val)
+    values = torch.as_tensor(val).flatten()
+    if not 0 < values.numel() <= max(tensor.numel(), 1):
+        shape = tuple(tensor.shape)
+        raise ValueError(f"constant_ needs 1 to {tensor.numel()} values for shape {shape}, got {len(values)}")
+    if tensor.numel() and not tensor.is_meta:
+        matrices.row_major(tensor, values)
+    return tensor
 
 
 def ones_(tensor: T) -> T:
@@ -124,9 +146,13 @@ def xavier_uniform_(
     fast: bool | None = None,
     stream: Stream | None = None,
     layout: str | None = None,
+    fan_in: int | None = None,
+    fan_out: int | None = None,
+    groups: int = 1,
 ) -> T:
     """Uniform with std gain * sqrt(2 / (fan_in + fan_out)), as torch has it (Glorot and Bengio 2010, equation 16)."""
-    return serve("xavier_uniform_", tensor, (gain,), generator, fast, stream, layout, shaped=True)
+    given = layout if fan_in is fan_out is None and groups == 1 else axes(layout, fan_in, fan_out, groups)
+    return serve("xavier_uniform_", tensor, (gain,), generator, fast, stream, given, shaped=True)
 
 
 def xavier_normal_(
@@ -137,9 +163,13 @@ def xavier_normal_(
     fast: bool | None = None,
     stream: Stream | None = None,
     layout: str | None = None,
+    fan_in: int | None = None,
+    fan_out: int | None = None,
+    groups: int = 1,
 ) -> T:
     """Normal with std gain * sqrt(2 / (fan_in + fan_out)), as torch has it (Glorot and Bengio 2010, equation 12)."""
-    return serve("xavier_normal_", tensor, (gain,), generator, fast, stream, layout, shaped=True)
+    given = layout if fan_in is fan_out is None and groups == 1 else axes(layout, fan_in, fan_out, groups)
+    return serve("xavier_normal_", tensor, (gain,), generator, fast, stream, given, shaped=True)
 
 
 def kaiming_uniform_(
@@ -152,9 +182,13 @@ def kaiming_uniform_(
     fast: bool | None = None,
     stream: Stream | None = None,
     layout: str | None = None,
+    fan_in: int | None = None,
+    fan_out: int | None = None,
+    groups: int = 1,
 ) -> T:
     """Uniform with std gain / sqrt(fan), as torch has it (He et al. 2015, equations 10 and 14)."""
-    return serve("kaiming_uniform_", tensor, (a, mode, nonlinearity), generator, fast, stream, layout, shaped=True)
+    given = layout if fan_in is fan_out is None and groups == 1 else axes(layout, fan_in, fan_out, groups)
+    return serve("kaiming_uniform_", tensor, (a, mode, nonlinearity), generator, fast, stream, given, shaped=True)
 
 
 def kaiming_normal_(
@@ -167,9 +201,13 @@ def kaiming_normal_(
     fast: bool | None = None,
     stream: Stream | None = None,
     layout: str | None = None,
+    fan_in: int | None = None,
+    fan_out: int | None = None,
+    groups: int = 1,
 ) -> T:
     """Normal with std gain / sqrt(fan), as torch has it (He et al. 2015, equations 10 and 14)."""
-    return serve("kaiming_normal_", tensor, (a, mode, nonlinearity), generator, fast, stream, layout, shaped=True)
+    given = layout if fan_in is fan_out is None and groups == 1 else axes(layout, fan_in, fan_out, groups)
+    return serve("kaiming_normal_", tensor, (a, mode, nonlinearity), generator, fast, stream, given, shaped=True)
 
 
 def orthogonal_(
@@ -179,13 +217,20 @@ def orthogonal_(
     *,
     fast: bool | None = None,
     stream: Stream | None = None,
+    column_axis: int = 0,
 ) -> T:
     """A (semi) orthogonal matrix, Haar-distributed, times gain, as `torch.nn.init.orthogonal_` (Saxe et al. 2013).
 
     Narrower tensors are computed in float32 (where torch raises). A shard costs the memory and time of its
     global matrix. The normal samples keep the stream contract; the product of the reflections made from them (Stewart
-    1980) is the device's own library's.
+    1980) is the device's own library's. `column_axis` is the dimension of the matrix's columns, all others together are
+    that of its rows: torch's is the first, JAX's the last (-1).
     """
+    if column_axis:
+        order = list(range(tensor.ndimension()))
+        order.insert(0, order.pop(column_axis))
+        orthogonal_(tensor.permute(*order), gain, generator, fast=fast, stream=stream)
+        return tensor
     by = way(tensor, generator, fast, stream, "orthogonal_")
     if by is TORCH or tensor.ndimension() < 2:
         return call(torch_init.orthogonal_, tensor, gain, generator)
@@ -221,7 +266,7 @@ def sparse_(
 def eye_(tensor: T) -> T:
     """The identity matrix, as `torch.nn.init.eye_`; a shard gets its part of it."""
     if isinstance(tensor, Shard) and tensor.ndimension() == 2 and not decided_by_others("eye_", tensor):
-        matrices.eye_shard(tensor)
+        matrices.eye(tensor)
         return tensor
     return call(torch_init.eye_, tensor)
 

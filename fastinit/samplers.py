@@ -31,7 +31,7 @@ def bernoulli_(
     stream: Stream | None = None,
 ) -> T:
     """1 with probability p in [0, 1], else 0, as `torch.Tensor.bernoulli_`; exact to 2^-53, in every dtype."""
-    return serve("bernoulli_", tensor, (p,), generator, fast, stream, sampler=True)
+    return serve("bernoulli_", tensor, (p,), generator, fast, stream, stands_for="normal_")
 
 
 def cauchy_(
@@ -44,7 +44,7 @@ def cauchy_(
     stream: Stream | None = None,
 ) -> T:
     """Cauchy samples, half of them within sigma > 0 of the median, as `torch.Tensor.cauchy_`."""
-    return serve("cauchy_", tensor, (median, sigma), generator, fast, stream, sampler=True)
+    return serve("cauchy_", tensor, (median, sigma), generator, fast, stream, stands_for="normal_")
 
 
 def exponential_(
@@ -56,7 +56,7 @@ def exponential_(
     stream: Stream | None = None,
 ) -> T:
     """Exponential samples with mean 1 / lambd, lambd > 0, as `torch.Tensor.exponential_`."""
-    return serve("exponential_", tensor, (lambd,), generator, fast, stream, sampler=True)
+    return serve("exponential_", tensor, (lambd,), generator, fast, stream, stands_for="normal_")
 
 
 def geometric_(
@@ -71,7 +71,7 @@ def geometric_(
 
     At most what a whole-number dtype holds.
     """
-    return serve("geometric_", tensor, (p,), generator, fast, stream, sampler=True)
+    return serve("geometric_", tensor, (p,), generator, fast, stream, stands_for="normal_")
 
 
 def log_normal_(
@@ -84,7 +84,7 @@ def log_normal_(
     stream: Stream | None = None,
 ) -> T:
     """The exponentials of N(mean, std^2), std > 0, as `torch.Tensor.log_normal_`."""
-    return serve("log_normal_", tensor, (mean, std), generator, fast, stream, sampler=True)
+    return serve("log_normal_", tensor, (mean, std), generator, fast, stream, stands_for="normal_")
 
 
 def random_(
@@ -101,11 +101,11 @@ def random_(
     numbers in every dtype. For their bias see `fastinit.laws.Integers`.
     """
     if not bounds:
-        return serve("random_", tensor, (None, None), generator, fast, stream, sampler=True)
+        return serve("random_", tensor, (None, None), generator, fast, stream, stands_for="normal_")
     start, stop = as_whole(bounds[0] if len(bounds) == 2 else 0), as_whole(bounds[-1])
     if len(bounds) > 2 or type(start) is not int or not (type(stop) is int or (stop is None and len(bounds) == 2)):
         torch.empty(0, device="cpu").random_(*bounds)  # for torch's TypeError
-    return serve("random_", tensor, (start, stop), generator, fast, stream, sampler=True)
+    return serve("random_", tensor, (start, stop), generator, fast, stream, stands_for="normal_")
 
 
 def as_whole(value: Any) -> Any:

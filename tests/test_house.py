@@ -21,7 +21,10 @@ FILES = {
     if root == KERNELS or KERNELS.name not in path.relative_to(root).parts
 }
 # From the ground up: a folder imports itself and those before it.
-FLOORS = ("kernels", "laws", "drawing", "initialisers", "init", "samplers", "models", "fastinit", "commands")
+FLOORS = (
+    "kernels", "laws", "drawing", "initialisers", "init", "structured", "scaled", "samplers", "models", "fastinit",
+    "commands",
+)  # fmt: skip
 LONGEST_FILE, LONGEST_FUNCTION = 400, 50
 
 

@@ -34,6 +34,14 @@ def torch_functions():
             yield name, value
 
 
+# What each takes besides torch's arguments, fast= and stream=.
+BEYOND = {
+    **{name: {"layout", "fan_in", "fan_out", "groups"} for name in WITH_FANS},
+    "trunc_normal_": {"bounds"},
+    "orthogonal_": {"column_axis"},
+}
+
+
 def test_every_name_and_parameter_of_torch_is_here():
     seen = 0
     for name, theirs in torch_functions():
@@ -46,7 +54,7 @@ def test_every_name_and_parameter_of_torch_is_here():
         extra = {name for name in list(got)[len(expected) :] if got[name].kind is inspect.Parameter.KEYWORD_ONLY}
         assert extra == set(list(got)[len(expected) :])
         if name in DRAWING:
-            assert extra == ({"fast", "stream", "layout"} if name in WITH_FANS else {"fast", "stream"})
+            assert extra == ({"fast", "stream"} | BEYOND.get(name, set()))
         seen += 1
     assert seen >= 15 + len(DEPRECATED) + len(PRIVATE)
     for name in getattr(torch_init, "__all__", ()):

@@ -50,6 +50,11 @@ class Shard:
     def numel(self) -> int:
         return self.shape.numel()
 
+    def permute(self, *order: int) -> Shard:
+        """The same with the dimensions in another order, of the global tensor too."""
+        shape, offset = (tuple(values[d] for d in order) for values in (self.shape, self.offset))
+        return Shard(self.local.permute(order), torch.Size(shape), offset)
+
     @property
     def box(self) -> tuple[slice, ...]:
         """The part of the global tensor, as an index."""

@@ -38,7 +38,7 @@ def way(
     fast: bool | None,
     stream: Stream | None,
     name: str = "normal_",
-    layout: str | None = None,
+    layout: object = None,
     dtypes: Collection[torch.dtype] = SAMPLED,
 ) -> Way:
     """Who serves this call of the initialiser `name`, by the flags and by what the tensor is; every rule is looked at.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
 from ..drawing.originals import torchs_own
 from ..kernels.dtypes import FORMATS, name_of
 from ..laws import working
+from ..laws.floats import as_float
 
 
 def check_moments(dtype: torch.dtype, mean: float, std: float) -> None:
@@ -27,6 +29,14 @@ def check_moments(dtype: torch.dtype, mean: float, std: float) -> None:
             raise ValueError(
                 f"trunc_normal_ needs |{name}| <= {greatest:.4g} in {name_of(dtype)}, got {value}; {way_out}"
             )
+
+
+def in_values(mean: Any, std: Any, a: Any, b: Any, bounds: str) -> tuple[Any, Any]:
+    """Bounds in standard deviations as values. Raises `ValueError` for another unit, `TypeError` for what has none."""
+    if bounds != "sigma":
+        raise ValueError(f'bounds are in units of "value" or "sigma", got {bounds!r}')
+    mean, std, a, b = map(as_float, (mean, std, a, b))
+    return mean + std * a, mean + std * b
 
 
 def check_bounds(dtype: torch.dtype, mean: float, std: float, a: float, b: float) -> None:

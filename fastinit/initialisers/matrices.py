@@ -71,9 +71,40 @@ def sparse(target: T, zeros: int, law: Law, generator: Generator | None, stream:
     return target
 
 
-def eye_shard(target: Shard) -> None:
+def eye(target: Target, gain: float = 1.0) -> None:
+    """The identity times gain."""
+    off = target.offset[0] - target.offset[1] if isinstance(target, Shard) else 0
     with torch.no_grad():
-        target.local.zero_().diagonal(target.offset[0] - target.offset[1]).fill_(1)
+        local_of(target).zero_().diagonal(off).fill_(gain)
+
+
+def in_the_middle(target: Target, matrix: Tensor) -> None:
+    """A matrix in the middle of the receptive field of a weight [out, in, ...], and zeros around it."""
+    local, offset = local_of(target), target.offset if isinstance(target, Shard) else (0,) * target.ndimension()
+    sizes = local.shape
+    middle = [(size - 1) // 2 - at for size, at in zip(target.shape[2:], offset[2:], strict=True)]
+    with torch.no_grad():
+        local.zero_()
+        if all(0 <= at < size for at, size in zip(middle, sizes[2:], strict=True)):
+            part = matrix[offset[0] : offset[0] + sizes[0], offset[1] : offset[1] + sizes[1]]
+            for at in middle:
+                local = local.select(2, at)
+            local.copy_(part)
+
+
+def row_major(target: Target, values: Tensor) -> None:
+    """The values one after the other in row-major order, the last of them again and again."""
+    local, count = local_of(target), values.numel()
+    with torch.no_grad():
+        if isinstance(target, Tensor) and target.is_contiguous():
+            target.view(-1)[:count].copy_(values)
+            target.view(-1)[count:].fill_(values[-1])
+            return
+        place = torch.tensor(0, device="cpu")
+        starts = target.offset if isinstance(target, Shard) else (0,) * local.dim()
+        for size, start, length in zip(target.shape, starts, local.shape, strict=True):
+            place = place[..., None] * size + torch.arange(start, start + length, device="cpu")
+        local.copy_(values[place.clamp(max=count - 1).to(values.device)])
 
 
 def dirac(target: Target, groups: int) -> None:

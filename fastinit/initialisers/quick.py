@@ -31,6 +31,7 @@ from ..drawing.torch_private import (
 from ..kernels.contract import Engine
 from ..kernels.dtypes import FORMATS, drawn_as
 from ..laws import Law
+from .fans import Axes, Layout
 from .table import DTYPES, draw
 
 if TYPE_CHECKING:
@@ -107,20 +108,18 @@ def serve(
     generator: torch.Generator | None,
     fast: bool | None,
     stream: Stream | None,
-    layout: str | None = None,
+    layout: Layout = None,
     shaped: bool = False,
-    sampler: bool = False,
+    stands_for: str | None = None,
 ) -> T:
     """Serve a call of the initialiser `name` with the arguments `values`; where `shaped`, its law depends on the shape.
 
-    A `sampler` is a method of torch's tensors, which nobody replaces in torch.nn.init.
+    What torch.nn.init has no function for `stands_for` the one that it is most like: who replaces that is obeyed.
 
     The whole fast path stands in this one function: another call would be 3 % of it.
     """
-    if sampler:
-        address = ordinary_address(target, generator, fast, stream, "normal_", DTYPES[name])
-    else:
-        address = ordinary_address(target, generator, fast, stream, name)
+    dtypes = FORMATS if stands_for is None else DTYPES.get(name, FORMATS)
+    address = ordinary_address(target, generator, fast, stream, stands_for or name, dtypes)
     tensor: Any = target
     key: tuple[Any, ...] | None = None
     if address and forced_engine.get() is None and (not shaped or has_known_shape_rules(layout)):
@@ -143,7 +142,9 @@ def serve(
         increment_version((tensor,))  # before the write: an interruption may come between
         write(address, 0, count, 0, count, size, 0, 0, seed, stream_id, 0, parameters)
         return target
-    by = KERNELS if address else way(target, generator, fast, stream, name, layout, DTYPES.get(name, FORMATS))
+    # A sampler is a method of torch's tensors, too, and nobody replaces it in torch.nn.init.
+    known = name if name in DTYPES else stands_for or name
+    by = KERNELS if address else way(target, generator, fast, stream, known, layout, dtypes)
     result, law, engine = draw(name, by, target, values, generator, stream, layout)
     if key is not None and law is not None and engine is not None:
         remember(key, tensor, law, engine)
@@ -169,7 +170,8 @@ def fill_gpu(
 def has_known_shape_rules(layout: Any) -> bool:
     """Whether a shape and this layout tell a law's scale. Somebody else's `calculate_gain` may change its mind."""
     gain_of = standing.get("calculate_gain")
-    return type(layout) in PLAIN and (gain_of is torchs["calculate_gain"] or gain_of is ours["calculate_gain"])
+    known = type(layout) in PLAIN or type(layout) is Axes
+    return known and (gain_of is torchs["calculate_gain"] or gain_of is ours["calculate_gain"])
 
 
 def remember(key: tuple[Any, ...], tensor: Tensor, law: Law, engine: Engine) -> None:

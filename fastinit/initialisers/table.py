@@ -35,7 +35,7 @@ from ..laws import (
 from ..laws.floats import as_float, is_proxy
 from ..laws.law import COUNTED
 from .checks import check_bounds, check_moments
-from .fans import NUMBERS, kaiming_std, xavier_std
+from .fans import NUMBERS, Layout, kaiming_std, variance_std, xavier_std
 
 T = TypeVar("T", bound=Target)
 Shape = Sequence[int]
@@ -133,7 +133,7 @@ class Scaled(NamedTuple):
 
     std: Callable[..., Any]
     function: str  # which of OF_NUMBERS
-    values_of: Callable[[Any], tuple[Any, Any]]  # its arguments, from the standard deviation
+    values_of: Callable[[Any], tuple[Any, ...]]  # its arguments, from the standard deviation
     passes_empty: bool = False  # whether tensors without elements are left alone, with a warning
 
 
@@ -146,15 +146,28 @@ def centred(std: Any) -> tuple[Any, Any]:
     return 0.0, std
 
 
+# The standard deviation of a standard normal given that it falls in [-2, 2], as JAX, Keras and TensorFlow write it.
+STD_WITHIN_TWO = 0.87962566103423978
+
+
+def within_two(std: Any) -> tuple[Any, ...]:
+    """A normal cut at two of its standard deviations, so that what is left has this one."""
+    whole = std / STD_WITHIN_TWO
+    return 0.0, whole, -2 * whole, 2 * whole
+
+
 OF_SHAPES = {
     "xavier_uniform_": Scaled(xavier_std, "uniform_", symmetric),
     "xavier_normal_": Scaled(xavier_std, "normal_", centred),
     "kaiming_uniform_": Scaled(kaiming_std, "uniform_", symmetric, passes_empty=True),
     "kaiming_normal_": Scaled(kaiming_std, "normal_", centred, passes_empty=True),
+    "variance_scaling_ uniform": Scaled(variance_std, "uniform_", symmetric, passes_empty=True),
+    "variance_scaling_ untruncated_normal": Scaled(variance_std, "normal_", centred, passes_empty=True),
+    "variance_scaling_ truncated_normal": Scaled(variance_std, "trunc_normal_", within_two, passes_empty=True),
 }
 # What is no law of independent elements, and what draws nothing.
 MATRICES, CONSTANTS = ("orthogonal_", "sparse_"), ("constant_", "ones_", "zeros_", "eye_", "dirac_")
-NAMES = ("uniform_", "normal_", "trunc_normal_", *OF_SHAPES, *MATRICES, *CONSTANTS)
+NAMES = tuple(name for name in (*OF_NUMBERS, *OF_SHAPES, *MATRICES, *CONSTANTS) if name in originals.NAMES)
 
 
 def law_of(name: str, dtype: torch.dtype, shape: Shape, **arguments: Any) -> Law | None:
@@ -175,7 +188,7 @@ def draw(
     values: tuple[Any, ...],
     generator: Generator | None,
     stream: Stream | None,
-    layout: str | None,
+    layout: Layout,
 ) -> tuple[T, Law | None, Engine | None]:
     """Have a call of the initialiser `name` with these arguments served by whom `route.way` found.
 
@@ -184,7 +197,7 @@ def draw(
     """
     scaled = OF_SHAPES.get(name)
     function, given = name, values
-    if scaled is not None and (by is not TORCH or layout is not None):
+    if scaled is not None and (by is not TORCH or layout is not None or name not in originals.originals):
         if scaled.passes_empty and 0 in target.shape:
             warn("Initializing zero-element tensors is a no-op")
             return target, None, None

@@ -1,0 +1,87 @@
+"""Initialisers that scale a variance by a weight's fans, as JAX, Keras and TensorFlow have them.
+
+Each fills `tensor`, of two or more dimensions or with both fans given, or a `fastinit.shard`, and returns it. Fans are
+computed as torch does it: dimension 0 is output features, 1 input features, the rest the receptive field. Weights as
+JAX and Keras shape them say so: layout="io" for a dense kernel, "sio" ("ssio") for a convolution's, "bio" for experts.
+`fan_in`, `fan_out`, `groups` as in `fastinit.init`, and so are `generator`, `fast`, `stream` and the guarantee.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from torch import Generator
+
+from .drawing.regions import Target
+from .drawing.streams import Stream
+from .initialisers.fans import axes
+from .initialisers.quick import serve
+
+T = TypeVar("T", bound=Target)
+# The distributions, and the function of torch.nn.init that draws each.
+DISTRIBUTIONS = {"truncated_normal": "trunc_normal_", "untruncated_normal": "normal_", "uniform": "uniform_"}
+
+
+def variance_scaling_(
+    tensor: T,
+    scale: float = 1.0,
+    mode: str = "fan_in",
+    distribution: str = "truncated_normal",
+    generator: Generator | None = None,
+    *,
+    fast: bool | None = None,
+    stream: Stream | None = None,
+    layout: str | None = None,
+    fan_in: int | None = None,
+    fan_out: int | None = None,
+    groups: int = 1,
+) -> T:
+    """Samples of mean 0 and variance scale / fan, as `jax.nn.initializers.variance_scaling` and Keras's
+    `VarianceScaling`.
+
+    `mode` names the fan: "fan_in", "fan_out", their mean "fan_avg" or geometric mean "fan_geo_avg". `distribution` is
+    "truncated_normal" (at two standard deviations of a normal law that is as much wider as the cut takes away),
+    "untruncated_normal" (JAX's "normal") or "uniform". Raises `ValueError` for others and for a scale that is not
+    above 0, `ZeroDivisionError` where the fan is 0.
+    """
+    if distribution not in DISTRIBUTIONS:
+        hint = "; JAX's normal is untruncated_normal, Keras's truncated_normal" if distribution == "normal" else ""
+        raise ValueError(f"distribution is one of {', '.join(DISTRIBUTIONS)}; got {distribution!r}{hint}")
+    given = layout if fan_in is fan_out is None and groups == 1 else axes(layout, fan_in, fan_out, groups)
+    name, torchs = f"variance_scaling_ {distribution}", DISTRIBUTIONS[distribution]
+    return serve(name, tensor, (scale, mode), generator, fast, stream, given, shaped=True, stands_for=torchs)
+
+
+def lecun_normal_(tensor: T, generator: Generator | None = None, **options: Any) -> T:
+    """Truncated normal of variance 1 / fan_in (LeCun et al. 1998); options as in `variance_scaling_`."""
+    return variance_scaling_(tensor, 1.0, "fan_in", "truncated_normal", generator, **options)
+
+
+def lecun_uniform_(tensor: T, generator: Generator | None = None, **options: Any) -> T:
+    """Uniform of variance 1 / fan_in (LeCun et al. 1998); options as in `variance_scaling_`."""
+    return variance_scaling_(tensor, 1.0, "fan_in", "uniform", generator, **options)
+
+
+def glorot_normal_(tensor: T, generator: Generator | None = None, **options: Any) -> T:
+    """Truncated normal of variance 2 / (fan_in + fan_out) (Glorot and Bengio 2010); `xavier_normal_` is not cut."""
+    return variance_scaling_(tensor, 1.0, "fan_avg", "truncated_normal", generator, **options)
+
+
+def glorot_uniform_(tensor: T, generator: Generator | None = None, **options: Any) -> T:
+    """Uniform of variance 2 / (fan_in + fan_out) (Glorot and Bengio 2010), the law of `xavier_uniform_`."""
+    return variance_scaling_(tensor, 1.0, "fan_avg", "uniform", generator, **options)
+
+
+def he_normal_(tensor: T, generator: Generator | None = None, **options: Any) -> T:
+    """Truncated normal of variance 2 / fan_in (He et al. 2015); `kaiming_normal_` is not cut."""
+    return variance_scaling_(tensor, 2.0, "fan_in", "truncated_normal", generator, **options)
+
+
+def he_uniform_(tensor: T, generator: Generator | None = None, **options: Any) -> T:
+    """Uniform of variance 2 / fan_in (He et al. 2015), the law of `kaiming_uniform_` for ReLU."""
+    return variance_scaling_(tensor, 2.0, "fan_in", "uniform", generator, **options)
+
+
+def uniform_unit_scaling_(tensor: T, factor: float = 1.0, generator: Generator | None = None, **options: Any) -> T:
+    """Uniform on [-b, b) with b = factor sqrt(3 / fan_in), as TensorFlow 1's `uniform_unit_scaling_initializer`."""
+    return variance_scaling_(tensor, factor * factor, "fan_in", "uniform", generator, **options)
