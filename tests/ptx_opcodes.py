@@ -24,7 +24,8 @@ DTYPES: dict[str, type[np.generic]] = {"pred": np.bool_} | {
     for width in (8, 16, 32, 64)
     if (letter, width) != ("f", 8)
 }
-RSQRT_ERROR = 2.0**-22.9  # relative; PTX ISA, rsqrt.approx.ftz.f32
+# Relative; PTX ISA, rsqrt.approx.ftz.f32 and rcp.approx.ftz.f32.
+RSQRT_ERROR, RCP_ERROR = 2.0**-22.9, 2.0**-23
 
 
 class Operation(NamedTuple):
@@ -139,18 +140,30 @@ def bits(a: Array) -> Array:
     return a.view(DTYPES[f"u{a.dtype.itemsize * 8}"])
 
 
-def rsqrt_approximately(generator: np.random.Generator, x: Array) -> Array:
-    """1 / sqrt(x) and an error: any float32 within the documented one, each as likely."""
-    flushed = np.where(np.abs(x) < np.finfo(np.float32).tiny, np.copysign(np.float32(0), x), x)
-    root = 1 / np.sqrt(flushed.astype(np.float64))
-    regular = np.isfinite(root) & (root > 0)
-    inner = np.where(regular, root, 1.0)
-    low, high = inner * (1 - RSQRT_ERROR), inner * (1 + RSQRT_ERROR)
+def flushed(x: Array) -> Array:
+    """Subnormal numbers as zeros."""
+    return np.where(np.abs(x) < np.finfo(x.dtype).tiny, np.copysign(x.dtype.type(0), x), x)
+
+
+def approximately(generator: np.random.Generator, exact: Array, error: float) -> Array:
+    """Any float32 within a relative error of what is exact, each as likely; of one sign, as `exact` is a float64."""
+    regular = np.isfinite(exact) & (exact != 0)
+    inner = np.where(regular, np.abs(exact), 1.0)
+    low, high = inner * (1 - error), inner * (1 + error)
     first, last = low.astype(np.float32), high.astype(np.float32)
     first = np.where(first < low, np.nextafter(first, np.float32(np.inf)), first)
     last = np.where(last > high, np.nextafter(last, np.float32(0)), last)
     pattern = generator.integers(first.view(np.int32), last.view(np.int32), endpoint=True)
-    return np.where(regular, pattern.astype(np.int32).view(np.float32), root.astype(np.float32))
+    found = np.copysign(pattern.astype(np.int32).view(np.float32), exact.astype(np.float32))
+    return np.where(regular, found, exact.astype(np.float32))
+
+
+def rsqrt_approximately(generator: np.random.Generator, x: Array) -> Array:
+    return approximately(generator, 1 / np.sqrt(flushed(x).astype(np.float64)), RSQRT_ERROR)
+
+
+def rcp_approximately(generator: np.random.Generator, x: Array) -> Array:
+    return flushed(approximately(generator, 1 / flushed(x).astype(np.float64), RCP_ERROR))
 
 
 def to_float16(x: Array) -> Array:
@@ -237,6 +250,7 @@ enter("abs.T", REAL, "T", np.abs)
 enter("min.T", REAL, "T T", smaller)
 enter("max.T", REAL, "T T", larger)
 enter("sqrt.rn.T", REAL, "T", np.sqrt)
+OPCODES["rcp.approx.ftz.f32"] = Operation("f32", ("f32",), rcp_approximately, approximate=True)
 OPCODES["rsqrt.approx.ftz.f32"] = Operation("f32", ("f32",), rsqrt_approximately, approximate=True)
 
 enter("mul.lo.T", WHOLE, "T T", np.multiply)

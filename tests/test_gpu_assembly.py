@@ -23,6 +23,7 @@ from triton.compiler import ASTSource, CompiledKernel
 
 from fastinit.kernels.arithmetic.bind import Arithmetic
 from fastinit.kernels.contract import block_size, lanes_in_block, sample_lanes, width_of
+from fastinit.kernels.dtypes import FORMATS
 from fastinit.kernels.gpu import engine as gpu
 from fastinit.kernels.gpu.engine import OUTER, Variant
 from fastinit.laws import examples
@@ -64,6 +65,9 @@ VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
 # What a square root costs in fma: primitives.sqrt_32_cuda; an instruction of PTX; LLVM's expansions for AMD, of which
 # the older one begins with v_rsq_f32, the newer one with v_sqrt_f32.
 ROOT = {("cuda", 32): 5, ("cuda", 64): 0, ("hip", 32): 2 if VERSION >= (3, 7) else 5, ("hip", 64): 7}
+
+# The same of a division: primitives.divide_32_cuda; an instruction of PTX; LLVM's expansions for AMD.
+QUOTIENT = {("cuda", 32): 6, ("cuda", 64): 0, ("hip", 32): 5, ("hip", 64): 5}
 
 
 def target_of(name: str) -> GPUTarget:
@@ -138,7 +142,11 @@ def asked(variant: Variant, target: GPUTarget) -> int:
     sample_lanes(Arithmetic(graph.primitives(), width), variant.kind, words, parameters)
     operations = Counter(key[0] for key in graph)
     counters = elements(variant, target) // lanes_in_block(width)
-    return counters * (operations["fma"] + operations["sqrt"] * ROOT[target.backend, width])
+    roots, quotients = ROOT[target.backend, width], QUOTIENT[target.backend, width]
+    total = counters * (operations["fma"] + operations["sqrt"] * roots + operations["divide"] * quotients)
+    # LLVM splits a float64 for AMD into two words of a whole number by one fma. (Of two constants it chooses itself.)
+    splits = target.backend == "hip" and variant.kind == "geometric" and variant.dtype not in FORMATS
+    return total + elements(variant, target) * splits
 
 
 def elements(variant: Variant, target: GPUTarget) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ptx_opcodes import BITS, OPCODES, REAL, RSQRT_ERROR, SHORT_AND_WHOLE, WHOLE
+from ptx_opcodes import BITS, OPCODES, RCP_ERROR, REAL, RSQRT_ERROR, SHORT_AND_WHOLE, WHOLE
 from ptx_tiny import FILES, ran
 
 from fastinit.kernels.dtypes import FORMATS
@@ -294,14 +294,14 @@ PAIRS = {f"{name}.rn.f32x2": f"{name}.rn.f32" for name in ("add", "sub", "mul", 
 DIVISIONS = {
     f"{name}.{kind}": truth for name, truth in (("div", towards_zero), ("rem", remainder)) for kind in WHOLE[:2]
 }
-ROOT = "rsqrt.approx.ftz.f32"
+ROOT, INVERSE = "rsqrt.approx.ftz.f32", "rcp.approx.ftz.f32"
 
 
 # --- tests -------------------------------------------------------------------------------------
 
 
 def test_every_opcode_is_tested():
-    assert OPCODES.keys() == TRUTHS.keys() | PAIRS.keys() | DIVISIONS.keys() | {ROOT}
+    assert OPCODES.keys() == TRUTHS.keys() | PAIRS.keys() | DIVISIONS.keys() | {ROOT, INVERSE}
 
 
 @pytest.mark.parametrize("opcode", sorted(TRUTHS))
@@ -366,6 +366,25 @@ def test_the_approximate_root_is_any_number_within_its_error(x):
     got = OPCODES[ROOT].compute(np.random.default_rng(0), np.full((1, 4000), x, np.float32))
     assert 2 <= len(allowed) <= 6
     assert sorted(set(got[0].tolist())) == allowed
+
+
+@pytest.mark.parametrize("x", [1.0, -1.5, 1.9999998807907104, 0.1, 88.7, 2.0**-126, -(2.0**125)])
+def test_the_approximate_inverse_is_any_number_within_its_error(x):
+    near = np.float32(1 / np.float32(x))
+    ladder = (near.view(np.int32) + np.arange(-9, 10, dtype=np.int32)).view(np.float32)
+    allowed = [v for v in ladder.tolist() if abs(v * float(np.float32(x)) - 1) <= RCP_ERROR]
+    got = OPCODES[INVERSE].compute(np.random.default_rng(0), np.full((1, 4000), x, np.float32))
+    assert 2 <= len(allowed) <= 4
+    assert sorted(set(got[0].tolist())) == sorted(allowed)
+
+
+def test_the_approximate_inverse_of_what_is_not_normal():
+    """Subnormal numbers count as zeros, and are never a result."""
+    values = [0.0, -0.0, 2.0**-127, -(2.0**-149), math.inf, -math.inf, 2.0**127, math.nan]
+    got = [value_of(x, "f32") for x in executed(INVERSE, [(pattern_of(value, "f32"),) for value in values])]
+    assert got[:7] == [math.inf, -math.inf, math.inf, -math.inf, 0, 0, 0]
+    assert [math.copysign(1, x) for x in got[4:7]] == [1, -1, 1]
+    assert math.isnan(got[7])
 
 
 def test_the_approximate_root_of_what_is_not_normal():

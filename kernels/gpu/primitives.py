@@ -163,6 +163,28 @@ def sqrt_32_cuda(x):
 
 
 @triton.jit
+def corrected_quotient(x, y, inverse):
+    """The correctly rounded x / y, from 1 / y with a relative error of up to 2^-23; all of them normal numbers, or x 0.
+
+    A Newton step for the inverse, and two for the quotient, whose remainders are exact (Markstein 1990).
+    tests/test_gpu_arithmetic.py tries quotients next to ties with every such start.
+    """
+    back = negative_32(y)
+    inverse = tl.fma(inverse, tl.fma(back, inverse, 1.0), inverse)
+    quotient = x * inverse
+    quotient = tl.fma(tl.fma(back, quotient, x), inverse, quotient)
+    return tl.fma(tl.fma(back, quotient, x), inverse, quotient)
+
+
+@triton.jit
+def divide_32_cuda(x, y):
+    # 2^-23 is what the PTX ISA documents for rcp.approx. div.rn has a branch to a function that needs a stack.
+    return corrected_quotient(
+        x, y, tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [y], tl.float32, True, 1)
+    )
+
+
+@triton.jit
 def where(condition, yes, no):
     return tl.where(condition, yes, no)
 
@@ -215,7 +237,7 @@ def primitives(width: int, cuda: bool) -> dict[str, Any]:
         chosen |= {"real": real_32, "bits": bits_32, "unbits": unbits_32, "negative": negative_32}
         chosen |= {"fma": fma_32, "horner": horner_32, "sqrt": sqrt_32, "divide": divide_32}
         if cuda:
-            chosen |= {"mulhilo": mulhilo_cuda, "sqrt": sqrt_32_cuda, "ceil": ceil_32_cuda}
+            chosen |= {"mulhilo": mulhilo_cuda, "sqrt": sqrt_32_cuda, "ceil": ceil_32_cuda, "divide": divide_32_cuda}
             chosen |= {"minimum": minimum_cuda, "maximum": maximum_cuda}
     return chosen
 
