@@ -226,15 +226,29 @@ def orthogonal_(
     1980) is the device's own library's. `column_axis` is the dimension of the matrix's columns, all others together are
     that of its rows: torch's is the first, JAX's the last (-1).
     """
-    if column_axis:
-        order = list(range(tensor.ndimension()))
-        order.insert(0, order.pop(column_axis))
-        orthogonal_(tensor.permute(*order), gain, generator, fast=fast, stream=stream)
-        return tensor
     by = way(tensor, generator, fast, stream, "orthogonal_")
+    if column_axis:
+        turned = columns_first(tensor, column_axis)
+        if by is TORCH and isinstance(turned, torch.Tensor):  # torch's function takes only what it can view as a matrix
+            fresh = torch.empty_like(turned, memory_format=torch.contiguous_format)
+            with torch.no_grad():
+                turned.copy_(call(torch_init.orthogonal_, fresh, gain, generator))
+        else:
+            orthogonal_(turned, gain, generator, fast=fast, stream=stream)
+        return tensor
     if by is TORCH or tensor.ndimension() < 2:
         return call(torch_init.orthogonal_, tensor, gain, generator)
     return matrices.orthogonal(tensor, gain, generator, stream, by is COMPILED)
+
+
+def columns_first(tensor: T, axis: int) -> T:
+    """The tensor with that dimension in front. Raises torch's `IndexError` for one that it does not have."""
+    most = tensor.ndimension()
+    if not -most <= axis < most:
+        raise IndexError(f"Dimension out of range (expected to be in range of [{-most}, {most - 1}], but got {axis})")
+    order = list(range(most))
+    order.insert(0, order.pop(axis))
+    return tensor.permute(*order)  # type: ignore[return-value]
 
 
 def sparse_(

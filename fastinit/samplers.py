@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Generator
 
-from .drawing.regions import Target
+from .drawing.regions import Shard, Target
 from .drawing.streams import Stream
 from .initialisers.quick import serve
 
@@ -24,13 +24,21 @@ T = TypeVar("T", bound=Target)
 
 def bernoulli_(
     tensor: T,
-    p: float = 0.5,
+    p: Any = 0.5,
     generator: Generator | None = None,
     *,
     fast: bool | None = None,
     stream: Stream | None = None,
 ) -> T:
-    """1 with probability p in [0, 1], else 0, as `torch.Tensor.bernoulli_`; exact to 2^-53, in every dtype."""
+    """1 with probability p in [0, 1], else 0, as `torch.Tensor.bernoulli_`; exact to 2^-53, in every dtype.
+
+    A tensor of probabilities, one for each element, is torch's to draw from: with a stream or a shard it raises
+    `RuntimeError`.
+    """
+    if isinstance(p, torch.Tensor) and p.numel() != 1 and (stream is not None or isinstance(tensor, Shard)):
+        raise RuntimeError(
+            "bernoulli_ with a probability for each element is torch's, which takes no stream and no shard"
+        )
     return serve("bernoulli_", tensor, (p,), generator, fast, stream, stands_for="normal_")
 
 

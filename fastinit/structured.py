@@ -7,6 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Generator
 
+from .drawing import flags, originals
 from .drawing.regions import Target, local_of
 from .drawing.streams import Stream
 from .init import eye_, orthogonal_
@@ -22,7 +23,8 @@ def identity_(tensor: T, gain: float = 1.0) -> T:
     """
     if tensor.ndimension() != 2:
         return eye_(tensor)
-    matrices.eye(tensor, gain)
+    if not originals.is_kept("eye_", local_of(tensor)):
+        matrices.eye(tensor, gain)
     return tensor
 
 
@@ -55,6 +57,9 @@ def delta_orthogonal_(
     if into > out:
         raise ValueError(f"delta_orthogonal_ needs as many output features as input features, got {out} and {into}")
     local = local_of(tensor)
+    if originals.is_kept("orthogonal_", local):
+        return tensor
+    fast = flags.flag_of(local) if fast is None else fast
     matrix = orthogonal_(
         torch.empty(out, into, dtype=local.dtype, device=local.device), gain, generator, fast=fast, stream=stream
     )

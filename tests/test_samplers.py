@@ -141,6 +141,8 @@ def test_numbers_of_trials_stay_in_their_dtype(dtype):
     drawn = fastinit.geometric_(torch.empty(1 << 12, dtype=dtype), 1e-12, stream=STREAM)
     assert drawn.min() > 0
     assert (drawn == torch.iinfo(dtype).max).double().mean() > 0.9
+    for tiny in (1e-25, 1e-60, 5e-324):
+        assert (fastinit.geometric_(drawn, tiny, stream=STREAM) == torch.iinfo(dtype).max).all()
 
 
 def test_geometric_and_cauchy_by_other_functions():
@@ -307,6 +309,18 @@ def test_parameters_and_their_versions(name):
         assert parameter._version > before
         assert parameter.is_leaf
         assert parameter.requires_grad
+
+
+def test_a_probability_for_each_element_is_torchs():
+    p = torch.tensor([0.0, 1.0, 0.5] * 20)
+    torch.manual_seed(1)
+    ours = fastinit.bernoulli_(torch.empty(60), p)
+    torch.manual_seed(1)
+    assert torch.equal(ours, torch.empty(60).bernoulli_(p))
+    with pytest.raises(RuntimeError, match="takes no stream and no shard"):
+        fastinit.bernoulli_(torch.empty(60), p, stream=STREAM)
+    one = fastinit.bernoulli_(torch.empty(60), torch.tensor([0.3]), stream=STREAM)
+    assert same_bits(one, fastinit.bernoulli_(torch.empty(60), torch.tensor(0.3).item(), stream=STREAM))
 
 
 @every_sampler

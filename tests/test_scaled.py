@@ -125,7 +125,9 @@ def test_fans_that_are_given_count():
     assert fans((6, 4), axes(None, 10, None, 1)) == (10, 6)
     assert fans((6, 4), axes("io", None, 10, 1)) == (6, 10)
     assert fans((7,), axes(None, 3, 5, 1)) == (3, 5)
-    bias = fastinit.kaiming_uniform_(torch.empty(7), math.sqrt(5), fan_in=3, fan_out=7, stream=STREAM)
+    bias = fastinit.kaiming_uniform_(torch.empty(7), math.sqrt(5), fan_in=3, stream=STREAM)
+    same_fan = [fastinit.he_normal_(torch.empty(n), fan_in=3, stream=STREAM)[:5] for n in (5, 7)]
+    assert same_bits(*same_fan)
     bound = math.sqrt(3) * torch.nn.init.calculate_gain("leaky_relu", math.sqrt(5)) / math.sqrt(3)
     assert same_bits(bias, fastinit.uniform_(torch.empty(7), -bound, bound, stream=STREAM))
 

@@ -67,6 +67,14 @@ def test_columns_on_any_axis(axis, shape):
     assert same_bits(tensor.movedim(axis, 0), same)
 
 
+def test_columns_on_any_axis_by_torch():
+    tensor = fastinit.orthogonal_(torch.empty(3, 5, 4), fast=False, column_axis=1)
+    matrix = tensor.movedim(1, -1).reshape(-1, 5)
+    assert torch.allclose(gram(matrix), torch.eye(5), atol=1e-5)
+    with pytest.raises(IndexError, match=r"in range of \[-3, 2\], but got 3"):
+        fastinit.orthogonal_(tensor, column_axis=3)
+
+
 def test_columns_of_a_part():
     whole = fastinit.orthogonal_(torch.empty(6, 4, 5), stream=STREAM, column_axis=-1)
     part = fastinit.shard(torch.empty(3, 2, 4), (6, 4, 5), (2, 1, 1))
@@ -117,6 +125,23 @@ def test_what_is_no_delta(shape, layout, words):
     with pytest.raises(ValueError, match=words):
         fastinit.delta_orthogonal_(tensor, layout=layout)
     assert not tensor.any()
+
+
+def test_flags_and_loaded_parameters_are_respected(monkeypatch):
+    flagged = torch.zeros(6, 4, 3)
+    fastinit.flag(flagged, False)
+    torch.manual_seed(4)
+    fastinit.delta_orthogonal_(flagged)
+    torch.manual_seed(4)
+    assert same_bits(flagged[:, :, 1], torch.nn.init.orthogonal_(torch.empty(6, 4)))
+    guards = pytest.importorskip("transformers.initialization", reason="needs transformers")
+    with guards.guard_torch_init_functions():
+        loaded = torch.nn.Parameter(torch.full((4, 4, 3), 7.0))
+        loaded._is_hf_initialized = True
+        assert (fastinit.delta_orthogonal_(loaded) == 7).all()
+        square = torch.nn.Parameter(torch.full((4, 4), 7.0))
+        square._is_hf_initialized = True
+        assert (fastinit.identity_(square, 2) == 7).all()
 
 
 def test_nothing_is_written_before_the_matrix_is_drawn():

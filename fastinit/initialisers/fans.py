@@ -90,6 +90,8 @@ def chosen_fan(shape: Sequence[int], mode: Any, layout: Layout = None) -> int:
         mode = mode.lower()
         if mode not in MODES:
             raise ValueError(f"Mode {mode} not supported, please use one of {[*MODES]}")
+    if isinstance(layout, Axes) and (given := getattr(layout, mode)) is not None:
+        return int(given)  # whatever the shape is
     return fans(shape, layout)[mode == "fan_out"]
 
 
@@ -122,10 +124,8 @@ def kaiming_std(shape: Sequence[int], a: float, mode: Any, nonlinearity: Any, la
     return gain / math.sqrt(fan)
 
 
-# Of fan_in and fan_out: what a variance is divided by.
+# Of fan_in and fan_out: what else a variance is divided by.
 DENOMINATORS: dict[str, Callable[[int, int], float]] = {
-    "fan_in": lambda fan_in, fan_out: fan_in,
-    "fan_out": lambda fan_in, fan_out: fan_out,
     "fan_avg": lambda fan_in, fan_out: (fan_in + fan_out) / 2,
     "fan_geo_avg": lambda fan_in, fan_out: math.sqrt(fan_in * fan_out),
 }
@@ -136,12 +136,12 @@ def variance_std(shape: Sequence[int], scale: float, mode: str, layout: Layout) 
 
     Raises `ValueError` for another mode or a scale that is not above 0, `ZeroDivisionError` where the fan is 0.
     """
-    if mode not in DENOMINATORS:
-        raise ValueError(f"mode is one of {', '.join(DENOMINATORS)}; got {mode!r}")
+    if mode not in (*MODES, *DENOMINATORS):
+        raise ValueError(f"mode is one of {', '.join((*MODES, *DENOMINATORS))}; got {mode!r}")
     scale = as_float(scale)
     if not isinstance(scale, (int, float)) or not 0 < scale < math.inf:
         raise ValueError(f"variance scaling needs a finite scale > 0, got {scale!r}")
-    fan = DENOMINATORS[mode](*fans(shape, layout))
+    fan = chosen_fan(shape, mode, layout) if mode in MODES else DENOMINATORS[mode](*fans(shape, layout))
     if fan == 0:
         raise ZeroDivisionError(f"variance scaling divides by {mode}, which is 0 for shape {tuple(shape)}")
     return math.sqrt(scale / fan)

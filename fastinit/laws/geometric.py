@@ -60,7 +60,9 @@ class Geometric:
 def _geometric(p: float, dtype: torch.dtype) -> Parameters:
     number = working(dtype)
     with localcontext(gaussian.DIGITS):
-        half_inverse = float(Decimal("-0.5") / (1 - Decimal(p)).ln())
+        # 60 digits do not tell 1 - p from 1 where p is tiny; there ln(1 - p) is -p to more digits than a float has.
+        logarithm = (1 - Decimal(p)).ln() if p > 1e-25 else -Decimal(p)
+        half_inverse = float(Decimal("-0.5") / logarithm)
     greatest = math.inf if dtype in FORMATS else at_most(torch.iinfo(dtype).max, number)
     return "geometric", (nearest(half_inverse, number), greatest)
 
