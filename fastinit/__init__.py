@@ -42,16 +42,18 @@ from .init import (
 )
 from .samplers import bernoulli_, cauchy_, exponential_, geometric_, log_normal_, random_
 from .scaled import (
+    depth_scaled_normal_,
     glorot_normal_,
     glorot_uniform_,
     he_normal_,
     he_uniform_,
     lecun_normal_,
     lecun_uniform_,
+    mup_normal_,
     uniform_unit_scaling_,
     variance_scaling_,
 )
-from .structured import delta_orthogonal_, identity_
+from .structured import convolution_orthogonal_, delta_orthogonal_, identity_
 
 CONTRACT = 1
 """Version of the stream contract: within one version, bits never change."""
@@ -60,10 +62,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CONTRACT", "Stream", "bernoulli_", "bits_", "calculate_gain", "cauchy_", "constant", "constant_",
-    "delta_orthogonal_", "dirac", "dirac_", "exponential_", "eye", "eye_", "flag", "geometric_", "glorot_normal_",
-    "glorot_uniform_", "he_normal_", "he_uniform_", "identity_", "kaiming_normal", "kaiming_normal_",
-    "kaiming_uniform", "kaiming_uniform_", "lecun_normal_", "lecun_uniform_", "log_normal_", "normal", "normal_",
-    "ones_", "orthogonal", "orthogonal_", "random_", "shard", "sparse", "sparse_", "trunc_normal_", "uniform",
-    "uniform_", "uniform_unit_scaling_", "use_engine", "variance_scaling_", "xavier_normal", "xavier_normal_",
-    "xavier_uniform", "xavier_uniform_", "zeros_",
+    "convolution_orthogonal_", "delta_orthogonal_", "depth_scaled_normal_", "dirac", "dirac_", "exponential_",
+    "eye", "eye_", "flag", "geometric_", "glorot_normal_", "glorot_uniform_", "he_normal_", "he_uniform_",
+    "identity_", "kaiming_normal", "kaiming_normal_", "kaiming_uniform", "kaiming_uniform_", "lecun_normal_",
+    "lecun_uniform_", "log_normal_", "mup_normal_", "normal", "normal_", "ones_", "orthogonal", "orthogonal_",
+    "random_", "shard", "sparse", "sparse_", "trunc_normal_", "uniform", "uniform_", "uniform_unit_scaling_",
+    "use_engine", "variance_scaling_", "xavier_normal", "xavier_normal_", "xavier_uniform", "xavier_uniform_",
+    "zeros_",
 ]  # fmt: skip

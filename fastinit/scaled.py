@@ -8,12 +8,15 @@ JAX and Keras shape them say so: layout="io" for a dense kernel, "sio" ("ssio") 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from torch import Generator
 
 from .drawing.regions import Target
 from .drawing.streams import Stream
+from .init import normal_
 from .initialisers.fans import axes
 from .initialisers.quick import serve
 
@@ -85,3 +88,49 @@ def he_uniform_(tensor: T, generator: Generator | None = None, **options: Any) -
 def uniform_unit_scaling_(tensor: T, factor: float = 1.0, generator: Generator | None = None, **options: Any) -> T:
     """Uniform on [-b, b) with b = factor sqrt(3 / fan_in), as TensorFlow 1's `uniform_unit_scaling_initializer`."""
     return variance_scaling_(tensor, factor * factor, "fan_in", "uniform", generator, **options)
+
+
+def depth_scaled_normal_(
+    tensor: T,
+    std: float = 0.02,
+    depth: int = 1,
+    generator: Generator | None = None,
+    *,
+    fast: bool | None = None,
+    stream: Stream | None = None,
+) -> T:
+    """Normal with standard deviation std / sqrt(2 depth), for what is added to a residual stream of that many layers.
+
+    `depth` is the number of layers in GPT-2 (Radford et al. 2019) and in Megatron's `scaled_init_method_normal`, and
+    the layer's own number, from 1 on, in torchtitan. Raises `ValueError` for what is no whole number above 0.
+    """
+    if type(depth) is not int or depth < 1:
+        raise ValueError(f"depth is a whole number of layers above 0, got {depth!r}")
+    return normal_(tensor, 0.0, std / math.sqrt(2 * depth), generator, fast=fast, stream=stream)
+
+
+# What divides the standard deviation of each weight (Yang et al. 2022, Tensor Programs V, table 3).
+ROLES: dict[str, Callable[[float], float]] = {"input": lambda width: 1.0, "hidden": math.sqrt, "output": float}
+
+
+def mup_normal_(
+    tensor: T,
+    std: float = 0.02,
+    width_mult: float = 1.0,
+    role: str = "hidden",
+    generator: Generator | None = None,
+    *,
+    fast: bool | None = None,
+    stream: Stream | None = None,
+) -> T:
+    """Normal whose standard deviation follows a model's width, so that a narrow one's hyperparameters stay right (muP).
+
+    `std` is that of the narrow model, `width_mult` how many times as wide this one is. The `role` of a weight is
+    "input" (embeddings, biases: std), "hidden" (std / sqrt(width_mult)) or "output" (std / width_mult). Raises
+    `ValueError` for another role, or a width that is not above 0.
+    """
+    if role not in ROLES:
+        raise ValueError(f"a weight's role is one of {', '.join(ROLES)}; got {role!r}")
+    if not width_mult > 0:
+        raise ValueError(f"width_mult is a number above 0, got {width_mult!r}")
+    return normal_(tensor, 0.0, std / ROLES[role](width_mult), generator, fast=fast, stream=stream)

@@ -1,17 +1,26 @@
-"""Weights with a structure that torch.nn.init does not have: scaled identities, orthogonal convolutions."""
+"""Weights with a structure that torch.nn.init does not have: scaled identities, orthogonal convolutions.
+
+Convolutions take `layout`: torch's [out, in, ...] without one; "ssio" is JAX's and Keras's. Matrices are
+`orthogonal_`'s, with its guarantee; products of them are the device's own library's.
+"""
 
 from __future__ import annotations
 
+import functools
+import itertools
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
 from .drawing import flags, originals
-from .drawing.regions import Target, local_of
-from .drawing.streams import Stream
+from .drawing.regions import Shard, Target, local_of
+from .drawing.route import COMPILED, TORCH, way
+from .drawing.streams import Stream, source
 from .init import eye_, orthogonal_
 from .initialisers import matrices
+from .samplers import bernoulli_
 
 T = TypeVar("T", bound=Target)
 
@@ -44,25 +53,93 @@ def delta_orthogonal_(
     `layout` names ("ssio" is JAX's), and no more input than output features; else `ValueError`. The middle of an even
     size is the place before. The matrix is `orthogonal_`'s of shape (out, in), with its guarantee.
     """
-    letters = "oi" + "s" * (tensor.ndimension() - 2) if layout is None else layout
-    dimensions = tensor.ndimension()
-    if dimensions not in (3, 4, 5) or sorted(letters) != sorted("oi" + "s" * (dimensions - 2)):
-        raise ValueError(
-            "delta_orthogonal_ needs 3 to 5 dimensions, one of them output features (o in a layout), one input "
-            f"features (i), the others the receptive field (s); got shape {tuple(tensor.shape)} and layout {layout!r}"
-        )
-    field = [d for d, letter in enumerate(letters) if letter == "s"]
-    target = tensor.permute(letters.index("o"), letters.index("i"), *field)
-    out, into = target.shape[:2]
-    if into > out:
-        raise ValueError(f"delta_orthogonal_ needs as many output features as input features, got {out} and {into}")
+    target = outputs_first("delta_orthogonal_", tensor, layout)
     local = local_of(tensor)
     if originals.is_kept("orthogonal_", local):
         return tensor
     fast = flags.flag_of(local) if fast is None else fast
     matrix = orthogonal_(
-        torch.empty(out, into, dtype=local.dtype, device=local.device), gain, generator, fast=fast, stream=stream
+        torch.empty(target.shape[:2], dtype=local.dtype, device=local.device), gain, generator, fast=fast, stream=stream
     )
     if not local.is_meta:
         matrices.in_the_middle(target, matrix)
     return tensor
+
+
+def convolution_orthogonal_(
+    tensor: T,
+    gain: float = 1.0,
+    generator: Generator | None = None,
+    *,
+    fast: bool | None = None,
+    stream: Stream | None = None,
+    layout: str | None = None,
+) -> T:
+    """A convolution's weight that is orthogonal as a whole: its circular convolution keeps norms (times gain).
+
+    TensorFlow 1's `convolutional_orthogonal_1d`, `_2d` and `_3d` (Xiao et al. 2018, algorithm 1): a product of
+    convolutions with two taps, each from random projections. `tensor` as in `delta_orthogonal_`, and its receptive
+    field has one size; else `ValueError`. Computed in float32 or float64, with the memory of some weights with as
+    many input as output features.
+    """
+    target = outputs_first("convolution_orthogonal_", tensor, layout)
+    if len(set(target.shape[2:])) > 1:
+        raise ValueError(f"convolution_orthogonal_ needs one size of its field, got {tuple(target.shape[2:])}")
+    local = local_of(tensor)
+    if local.is_meta or target.numel() == 0 or originals.is_kept("orthogonal_", local):
+        return tensor
+    by = way(tensor, generator, fast, stream, "orthogonal_")
+    own = None if by is TORCH else source(tensor, generator, stream)
+    like = torch.empty(0, dtype=torch.float64 if local.dtype is torch.float64 else torch.float32, device=local.device)
+
+    def drawn(function: Callable[..., Tensor], label: str, *shape: int) -> Tensor:
+        if own is None:
+            return function(like.new_empty(shape), generator=generator, fast=False)
+        return function(like.new_empty(shape), stream=own.child(label), fast=by is COMPILED or None)
+
+    with torch.no_grad():
+        whole = gain * orthogonal_kernel(drawn, *target.shape)
+        local_of(target).copy_(whole[target.box] if isinstance(target, Shard) else whole)
+    return tensor
+
+
+def orthogonal_kernel(drawn: Callable[..., Tensor], out: int, into: int, *field: int) -> Tensor:
+    """An orthogonal convolution's weight [out, in, ...]; `drawn` has a function fill a new tensor of a shape.
+
+    Two taps P and 1 - P, of a projection P, keep norms in a dimension, and so does one such convolution after the
+    other. At last a matrix with orthogonal columns takes the inputs in.
+    """
+    matrix = drawn(orthogonal_, "matrix", out, into)
+    one = torch.eye(out, dtype=matrix.dtype, device=matrix.device)
+    kernel = one.reshape(*[1] * len(field), out, out)
+    for step in range(field[0] - 1):
+        taps = []
+        for dimension in range(len(field)):
+            columns = drawn(orthogonal_, f"columns {step} {dimension}", out, out)
+            columns *= drawn(bernoulli_, f"chosen {step} {dimension}", out)
+            projection = columns @ columns.t()
+            taps.append((projection, one - projection))
+        longer = kernel.new_zeros(*[step + 2] * len(field), out, out)
+        for sides in itertools.product((0, 1), repeat=len(field)):
+            tap = functools.reduce(torch.matmul, [pair[side] for pair, side in zip(taps, sides, strict=True)])
+            longer[tuple(slice(side, side + step + 1) for side in sides)] += kernel @ tap
+        kernel = longer
+    return (kernel @ matrix).movedim((-2, -1), (0, 1))
+
+
+def outputs_first(name: str, tensor: T, layout: str | None) -> T:
+    """A convolution's weight as [out, in, ...]. Raises `ValueError` for what is none, or more inputs than outputs."""
+    dimensions = tensor.ndimension()
+    usual = "oi" + "s" * (dimensions - 2)
+    letters = usual if layout is None else layout
+    if dimensions not in (3, 4, 5) or sorted(letters) != sorted(usual):
+        raise ValueError(
+            f"{name} needs 3 to 5 dimensions, one of them output features (o in a layout), one input features (i), the "
+            f"others the receptive field (s); got shape {tuple(tensor.shape)} and layout {layout!r}"
+        )
+    field = [d for d, letter in enumerate(letters) if letter == "s"]
+    target = tensor.permute(letters.index("o"), letters.index("i"), *field)
+    out, into = target.shape[:2]
+    if into > out:
+        raise ValueError(f"{name} needs as many output features as input features, got {out} and {into}")
+    return target  # type: ignore[return-value]

@@ -22,7 +22,7 @@ FILES = {
 }
 # From the ground up: a folder imports itself and those before it.
 FLOORS = (
-    "kernels", "laws", "drawing", "initialisers", "init", "structured", "scaled", "samplers", "models", "fastinit",
+    "kernels", "laws", "drawing", "initialisers", "init", "samplers", "scaled", "structured", "models", "fastinit",
     "commands",
 )  # fmt: skip
 LONGEST_FILE, LONGEST_FUNCTION = 400, 50

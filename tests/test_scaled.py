@@ -153,6 +153,32 @@ def test_experts_do_not_count():
     assert same_bits(whole.view(150, 20), one)
 
 
+# --- depth and width ---------------------------------------------------------------------------
+
+
+def test_normals_that_follow_the_depth():
+    """GPT-2's and Megatron's for 12 layers."""
+    drawn = fastinit.depth_scaled_normal_(torch.empty(400), 0.02, 12, stream=STREAM)
+    assert same_bits(drawn, fastinit.normal_(torch.empty(400), 0.0, 0.02 / math.sqrt(24), stream=STREAM))
+    for depth in (0, -1, 1.5, True):
+        with pytest.raises(ValueError, match="whole number of layers above 0"):
+            fastinit.depth_scaled_normal_(torch.empty(3), 0.02, depth)
+
+
+@pytest.mark.parametrize(("role", "divisor"), [("input", 1), ("hidden", 2), ("output", 4)])
+def test_normals_that_follow_the_width(role, divisor):
+    drawn = fastinit.mup_normal_(torch.empty(400), 0.02, 4, role, stream=STREAM)
+    assert same_bits(drawn, fastinit.normal_(torch.empty(400), 0.0, 0.02 / divisor, stream=STREAM))
+
+
+def test_widths_that_are_none():
+    with pytest.raises(ValueError, match="role is one of input, hidden, output; got 'x'"):
+        fastinit.mup_normal_(torch.empty(3), role="x")
+    for width in (0, -1, math.nan):
+        with pytest.raises(ValueError, match="width_mult is a number above 0"):
+            fastinit.mup_normal_(torch.empty(3), width_mult=width)
+
+
 # --- errors ------------------------------------------------------------------------------------
 
 

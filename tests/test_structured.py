@@ -91,11 +91,61 @@ def test_a_delta_keeps_norms(shape):
     middle = (slice(None), slice(None), *((size - 1) // 2 for size in shape[2:]))
     assert torch.allclose(gram(weight[middle]), 2.25 * torch.eye(shape[1]), atol=1e-5)
     assert weight.count_nonzero() == weight[middle].count_nonzero()
-    convolve = {3: torch.nn.functional.conv1d, 4: torch.nn.functional.conv2d, 5: torch.nn.functional.conv3d}[len(shape)]
-    inputs = torch.randn(1, shape[1], *[12] * (len(shape) - 2))
-    around = [size for width in reversed(shape[2:]) for size in ((width - 1) // 2, width // 2)]
+    before, after = circular_norms(weight)
+    assert after == pytest.approx(1.5 * before, rel=1e-5)
+
+
+CUBES = [(8, 5, 3), (6, 6, 4, 4), (7, 3, 3, 3, 3), (4, 2, 1), (5, 4, 2, 2)]
+
+
+def circular_norms(weight: torch.Tensor) -> tuple[float, float]:
+    """Of random inputs, and of what a circular convolution makes of them."""
+    field = weight.shape[2:]
+    convolve = {1: torch.nn.functional.conv1d, 2: torch.nn.functional.conv2d, 3: torch.nn.functional.conv3d}[len(field)]
+    inputs = torch.randn(1, weight.shape[1], *[9] * len(field), dtype=weight.dtype)
+    around = [size for width in reversed(field) for size in ((width - 1) // 2, width // 2)]
     outputs = convolve(torch.nn.functional.pad(inputs, around, mode="circular"), weight)
-    assert outputs.norm().item() == pytest.approx(1.5 * inputs.norm().item(), rel=1e-5)
+    return inputs.norm().item(), outputs.norm().item()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", CUBES)
+def test_orthogonal_convolutions_keep_norms(shape, dtype):
+    for fast in (None, False):
+        stream = STREAM if fast is None else None
+        weight = fastinit.convolution_orthogonal_(torch.empty(shape, dtype=dtype), 1.5, fast=fast, stream=stream)
+        before, after = circular_norms(weight)
+        assert after == pytest.approx(1.5 * before, rel=1e-5 if dtype is torch.float32 else 1e-12)
+        wrong = weight.clone()  # the twin
+        wrong[0] *= 1.1
+        before, after = circular_norms(wrong)
+        assert after != pytest.approx(1.5 * before, rel=1e-4)
+    assert (weight != 0).double().mean() > 0.9  # the whole field is in use
+
+
+def test_orthogonal_convolutions_in_other_layouts_parts_and_dtypes():
+    whole = fastinit.convolution_orthogonal_(torch.empty(6, 4, 3, 3), stream=STREAM)
+    turned = fastinit.convolution_orthogonal_(torch.empty(3, 3, 4, 6), stream=STREAM, layout="ssio")
+    assert same_bits(turned.permute(3, 2, 0, 1), whole)
+    part = fastinit.shard(torch.empty(2, 3, 3, 1), (6, 4, 3, 3), (3, 1, 0, 2))
+    assert torch.equal(fastinit.convolution_orthogonal_(part, stream=STREAM).local, whole[3:5, 1:4, :, 2:3])
+    half = fastinit.convolution_orthogonal_(torch.empty(6, 4, 3, 3, dtype=torch.bfloat16), stream=STREAM)
+    assert torch.equal(half, whole.bfloat16())
+    other = fastinit.convolution_orthogonal_(torch.empty(6, 4, 3, 3), stream=fastinit.Stream(1))
+    assert not torch.equal(other, whole)
+    assert fastinit.convolution_orthogonal_(torch.empty(6, 4, 3, 3, device="meta")).is_meta
+
+
+def test_what_is_no_orthogonal_convolution():
+    for shape, words in (
+        ((4, 4, 2, 3), "one size of its field"),
+        ((3, 4, 2), "as many output"),
+        ((4, 4), "needs 3 to 5"),
+    ):
+        tensor = torch.zeros(shape)
+        with pytest.raises(ValueError, match=words):
+            fastinit.convolution_orthogonal_(tensor)
+        assert not tensor.any()
 
 
 def test_a_delta_in_other_layouts_and_parts():
