@@ -76,6 +76,10 @@ def scipys(law: Law) -> Any:
 
 # For what takes long: the cases in float32, and every fifth of the others (so every dtype); the rest with `-m slow`.
 FEWER_CASES = slow_unless(lambda case: case[2] is torch.float32 or case in CASES[::5], CASES)
+# For what runs in every engine: where laws share their conversions with others, the rest is left to `-m slow`.
+ALIKE = ("log_normal", "cauchy", "bernoulli", "geometric", "integers", "integers_long")
+CHOSEN = (torch.float32, torch.float64, torch.uint8, torch.int64)
+USUAL_CASES = slow_unless(lambda case: case[0] not in ALIKE or case[2] in CHOSEN, CASES)
 CASE_IDS = [f"{name}-{str(dtype).removeprefix('torch.')}" for name, _, dtype in CASES]
 
 

@@ -118,8 +118,10 @@ def serve(
 
     The whole fast path stands in this one function: another call would be 3 % of it.
     """
-    dtypes = FORMATS if stands_for is None else DTYPES.get(name, FORMATS)
-    address = ordinary_address(target, generator, fast, stream, stands_for or name, dtypes)
+    if stands_for is None:
+        address = ordinary_address(target, generator, fast, stream, name)
+    else:
+        address = ordinary_address(target, generator, fast, stream, stands_for, DTYPES.get(name, FORMATS))
     tensor: Any = target
     key: tuple[Any, ...] | None = None
     if address and forced_engine.get() is None and (not shaped or has_known_shape_rules(layout)):
@@ -144,7 +146,7 @@ def serve(
         return target
     # A sampler is a method of torch's tensors, too, and nobody replaces it in torch.nn.init.
     known = name if name in DTYPES else stands_for or name
-    by = KERNELS if address else way(target, generator, fast, stream, known, layout, dtypes)
+    by = KERNELS if address else way(target, generator, fast, stream, known, layout, DTYPES.get(name, FORMATS))
     result, law, engine = draw(name, by, target, values, generator, stream, layout)
     if key is not None and law is not None and engine is not None:
         remember(key, tensor, law, engine)
