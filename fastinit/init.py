@@ -227,18 +227,16 @@ def orthogonal_(
     that of its rows: torch's is the first, JAX's the last (-1).
     """
     by = way(tensor, generator, fast, stream, "orthogonal_")
-    if column_axis:
-        turned = columns_first(tensor, column_axis)
-        if by is TORCH and isinstance(turned, torch.Tensor):  # torch's function takes only what it can view as a matrix
-            fresh = torch.empty_like(turned, memory_format=torch.contiguous_format)
-            with torch.no_grad():
-                turned.copy_(call(torch_init.orthogonal_, fresh, gain, generator))
-        else:
-            orthogonal_(turned, gain, generator, fast=fast, stream=stream)
-        return tensor
-    if by is TORCH or tensor.ndimension() < 2:
+    turned = columns_first(tensor, column_axis) if column_axis else tensor
+    if by is not TORCH and tensor.ndimension() > 1:
+        matrices.orthogonal(turned, gain, generator, stream, by is COMPILED)
+    elif turned is tensor or originals.is_kept("orthogonal_", local_of(tensor)):
         return call(torch_init.orthogonal_, tensor, gain, generator)
-    return matrices.orthogonal(tensor, gain, generator, stream, by is COMPILED)
+    else:  # torch's function takes only what it can view as a matrix
+        fresh = torch.empty_like(local_of(turned), memory_format=torch.contiguous_format)
+        with torch.no_grad():
+            local_of(turned).copy_(call(torch_init.orthogonal_, fresh, gain, generator))
+    return tensor
 
 
 def columns_first(tensor: T, axis: int) -> T:

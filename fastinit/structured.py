@@ -15,7 +15,7 @@ import torch
 from torch import Generator, Tensor
 
 from .drawing import flags, originals
-from .drawing.regions import Shard, Target, local_of
+from .drawing.regions import Target, local_of
 from .drawing.route import COMPILED, TORCH, way
 from .drawing.streams import Stream, source
 from .init import eye_, orthogonal_
@@ -98,8 +98,7 @@ def convolution_orthogonal_(
         return function(like.new_empty(shape), stream=own.child(label), fast=by is COMPILED or None)
 
     with torch.no_grad():
-        whole = gain * orthogonal_kernel(drawn, *target.shape)
-        local_of(target).copy_(whole[target.box] if isinstance(target, Shard) else whole)
+        matrices.copy_part(target, gain * orthogonal_kernel(drawn, *target.shape))
     return tensor
 
 

@@ -32,7 +32,7 @@ from fastinit.laws import (
     TruncNormal,
     Uniform,
     examples,
-)  # fmt: skip
+)
 
 ENGINES = ("reference", "cpu", "eager")
 FLOATS = tuple(FORMATS)

@@ -192,6 +192,7 @@ def test_flags_and_loaded_parameters_are_respected(monkeypatch):
         square = torch.nn.Parameter(torch.full((4, 4), 7.0))
         square._is_hf_initialized = True
         assert (fastinit.identity_(square, 2) == 7).all()
+        assert (fastinit.orthogonal_(square, column_axis=1) == 7).all()
 
 
 def test_nothing_is_written_before_the_matrix_is_drawn():

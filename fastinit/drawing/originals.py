@@ -220,7 +220,9 @@ def torchs_own(name: str) -> Function:
     Where it would look up one of torch's names and find fastinit's function or a guard, which may lead back to where
     it was called, the private copy's is given.
     """
-    for needed in (name, HELPERS.get(name, name)) if name not in METHODS else ():
+    if name in METHODS:
+        return originals[name]
+    for needed in (name, HELPERS.get(name, name)):
         if standing.get(needed) is not originals[needed] and (needed == name or replacement(needed) is None):
             copied: Function = getattr(private_copy(), name)
             return copied

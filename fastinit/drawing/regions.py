@@ -69,6 +69,11 @@ def local_of(target: Target) -> Tensor:
     return target.local if isinstance(target, Shard) else target
 
 
+def offset_of(target: Target) -> tuple[int, ...]:
+    """Where that memory begins in the global tensor."""
+    return target.offset if isinstance(target, Shard) else (0,) * target.dim()
+
+
 def shard(local: Tensor, shape: Sequence[int], offset: Sequence[int]) -> Shard:
     """`local` as the box that begins at `offset` in a global tensor of `shape`.
 

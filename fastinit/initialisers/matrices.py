@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..drawing.fill import fill
-from ..drawing.regions import Shard, Target, local_of
+from ..drawing.regions import Shard, Target, local_of, offset_of
 from ..drawing.streams import Stream, source
 from ..kernels.dtypes import FORMATS
 from ..laws import Law, Normal
@@ -43,8 +43,13 @@ def orthogonal(target: T, gain: float, generator: Generator | None, stream: Stre
         torch.linalg.householder_product(turned, scales, out=turned)
         vectors.mul_(signs[:, None])
         whole = (vectors if rows == short else turned).reshape(target.shape)
-        local.copy_(whole[target.box] if isinstance(target, Shard) else whole)
+        copy_part(target, whole)
     return target
+
+
+def copy_part(target: Target, whole: Tensor) -> None:
+    """What the target holds of a global tensor."""
+    local_of(target).copy_(whole[target.box] if isinstance(target, Shard) else whole)
 
 
 def reflections(vectors: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,14 +78,14 @@ def sparse(target: T, zeros: int, law: Law, generator: Generator | None, stream:
 
 def eye(target: Target, gain: float = 1.0) -> None:
     """The identity times gain."""
-    off = target.offset[0] - target.offset[1] if isinstance(target, Shard) else 0
+    row, column = offset_of(target)
     with torch.no_grad():
-        local_of(target).zero_().diagonal(off).fill_(gain)
+        local_of(target).zero_().diagonal(row - column).fill_(gain)
 
 
 def in_the_middle(target: Target, matrix: Tensor) -> None:
     """A matrix in the middle of the receptive field of a weight [out, in, ...], and zeros around it."""
-    local, offset = local_of(target), target.offset if isinstance(target, Shard) else (0,) * target.ndimension()
+    local, offset = local_of(target), offset_of(target)
     sizes = local.shape
     middle = [(size - 1) // 2 - at for size, at in zip(target.shape[2:], offset[2:], strict=True)]
     with torch.no_grad():
@@ -101,8 +106,7 @@ def row_major(target: Target, values: Tensor) -> None:
             target.view(-1)[count:].fill_(values[-1])
             return
         place = torch.tensor(0, device="cpu")
-        starts = target.offset if isinstance(target, Shard) else (0,) * local.dim()
-        for size, start, length in zip(target.shape, starts, local.shape, strict=True):
+        for size, start, length in zip(target.shape, offset_of(target), local.shape, strict=True):
             place = place[..., None] * size + torch.arange(start, start + length, device="cpu")
         local.copy_(values[place.clamp(max=count - 1).to(values.device)])
 
@@ -112,7 +116,7 @@ def dirac(target: Target, groups: int) -> None:
     local = local_of(target)
     if local.is_meta:
         return
-    offset = target.offset if isinstance(target, Shard) else (0,) * local.dim()
+    offset = offset_of(target)
     out_channels = target.shape[0] // groups
     group = torch.arange(groups, device="cpu").repeat_interleave(channels := min(out_channels, target.shape[1]))
     channel = torch.arange(channels, device="cpu").repeat(groups)

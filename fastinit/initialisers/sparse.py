@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..drawing import engines
 from ..drawing.fill import draw_into
-from ..drawing.regions import Shard, Target, local_of
+from ..drawing.regions import Target, local_of, offset_of
 from ..drawing.streams import Stream
 from ..kernels.contract import Draw, Engine
 from ..kernels.cpu.jobs import run
@@ -42,7 +42,7 @@ def zero_smallest(target: Target, zeros: int, stream: Stream, compiled: bool) ->
     """Set to zero the `zeros` elements of each column with the smallest words of `stream`; `target` is a matrix."""
     local = local_of(target)
     rows, columns = target.shape
-    top, left = target.offset if isinstance(target, Shard) else (0, 0)
+    top, left = offset_of(target)
     if zeros == 0 or local.numel() == 0:
         return
     with torch.no_grad():

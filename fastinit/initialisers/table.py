@@ -31,7 +31,7 @@ from ..laws import (
     TruncNormal,
     Uniform,
     working,
-)  # fmt: skip
+)
 from ..laws.floats import as_float, is_proxy
 from ..laws.law import COUNTED
 from .checks import check_bounds, check_moments
