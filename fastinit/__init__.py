@@ -1,5 +1,6 @@
 """torch.nn.init, compiled: `import fastinit as init`."""
 
+from . import random
 from .drawing.flags import flag, use_engine
 from .drawing.regions import shard
 from .drawing.streams import Stream
@@ -66,7 +67,7 @@ __all__ = [
     "eye", "eye_", "flag", "geometric_", "glorot_normal_", "glorot_uniform_", "he_normal_", "he_uniform_",
     "identity_", "kaiming_normal", "kaiming_normal_", "kaiming_uniform", "kaiming_uniform_", "lecun_normal_",
     "lecun_uniform_", "log_normal_", "mup_normal_", "normal", "normal_", "ones_", "orthogonal", "orthogonal_",
-    "random_", "shard", "sparse", "sparse_", "trunc_normal_", "uniform", "uniform_", "uniform_unit_scaling_",
+    "random", "random_", "shard", "sparse", "sparse_", "trunc_normal_", "uniform", "uniform_", "uniform_unit_scaling_",
     "use_engine", "variance_scaling_", "xavier_normal", "xavier_normal_", "xavier_uniform", "xavier_uniform_",
     "zeros_",
 ]  # fmt: skip

@@ -4,7 +4,7 @@ Each fills `tensor`, of any shape and layout, or a `fastinit.shard`, and returns
 mean what they mean in `fastinit.init`, and so does the guarantee: an element depends on the law, the stream and its
 index alone. Autograd does not record them, as it does not record torch.nn.init's functions; torch's methods refuse a
 parameter. Numbers out of range raise torch's `RuntimeError`, and leave the tensor as it was. What they do not
-draw (complex and float8 dtypes, a probability for each element) torch draws, or refuses in its own words.
+draw (complex and float8 dtypes) torch draws, or refuses in its own words.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Generator
 
-from .drawing.regions import Shard, Target
+from .drawing import originals
+from .drawing.regions import Target
 from .drawing.streams import Stream
+from .initialisers.each import fill_each
 from .initialisers.quick import serve
 
 T = TypeVar("T", bound=Target)
@@ -32,13 +34,14 @@ def bernoulli_(
 ) -> T:
     """1 with probability p in [0, 1], else 0, as `torch.Tensor.bernoulli_`; exact to 2^-53, in every dtype.
 
-    A tensor of probabilities, one for each element, is torch's to draw from: with a stream or a shard it raises
-    `RuntimeError`.
+    p may be a tensor of floating-point numbers that broadcasts to the tensor's shape (a shard's local one): a
+    probability for each element. One that has equal numbers gives the samples that the number gives.
     """
-    if isinstance(p, torch.Tensor) and p.numel() != 1 and (stream is not None or isinstance(tensor, Shard)):
-        raise RuntimeError(
-            "bernoulli_ with a probability for each element is torch's, which takes no stream and no shard"
-        )
+    if isinstance(p, torch.Tensor) and p.numel() != 1:
+        return fill_each(
+            "bernoulli_", tensor, (p,), generator, fast, stream,
+            lambda: originals.call(originals.originals["bernoulli_"], tensor, p, generator),
+        )  # fmt: skip
     return serve("bernoulli_", tensor, (p,), generator, fast, stream, stands_for="normal_")
 
 

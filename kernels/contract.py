@@ -87,6 +87,15 @@ class Engine(Protocol):
         `KernelMissing` where there is no kernel for it, before anything is written.
         """
 
+    def fill_each(
+        self, out: torch.Tensor, draw: Draw, first: int, steps: Sequence[int] | None, parameters: Sequence[torch.Tensor]
+    ) -> None:
+        """The same with parameters of its own for each element; the draw has none.
+
+        `parameters` have the shape of `out` (expanded ones share memory), its device and floating-point dtypes. Equal
+        parameters give the bits that `fill` writes. For which laws see `has_each`.
+        """
+
 
 class SettingUp(threading.local):
     """`with setting_up.lock:` around what must not be re-entered: importing an engine, and compiling.
@@ -105,6 +114,12 @@ class SettingUp(threading.local):
 
 
 setting_up = SettingUp()
+
+
+def has_each(kind: str) -> bool:
+    """Whether a law can be drawn with parameters of its own for each element: all of them are plain numbers."""
+    found = SAMPLERS[kind]
+    return found.whole == 0 and found.series_after is None
 
 
 def width_of(kind: str, dtype: torch.dtype) -> int:
@@ -134,3 +149,13 @@ def sample_lanes(
         twos = zip(bits[::2], bits[1::2], strict=True)
         return [sample for a, b in twos for sample in draw(*a, *b, *arguments)]
     return [draw(low, high, *arguments) for low, high in bits]
+
+
+def sample_each(
+    arithmetic: Arithmetic, kind: str, words: Sequence[Number], parameters: Sequence[Sequence[Number]]
+) -> list[Number]:
+    """The same, where each lane has parameters of its own.
+
+    What lanes do not share is left out again by whoever compiles this; where nobody does, lanes are computed in vain.
+    """
+    return [sample_lanes(arithmetic, kind, words, own)[lane] for lane, own in enumerate(parameters)]

@@ -17,7 +17,17 @@ def row_major(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(reversed(steps))
 
 
-def parts(out: torch.Tensor, first: int, steps: Sequence[int], limit: int) -> Iterator[tuple[torch.Tensor, int]]:
+class Part(NamedTuple):
+    """A part of a tensor, the index of its first element, and the same parts of tensors of its shape."""
+
+    out: torch.Tensor
+    first: int
+    along: Sequence[torch.Tensor]
+
+
+def parts(
+    out: torch.Tensor, first: int, steps: Sequence[int], limit: int, along: Sequence[torch.Tensor] = ()
+) -> Iterator[Part]:
     """`out` cut into parts of at most `limit` elements, each with its own first element; steps stay.
 
     Cuts the outermost dimension that still can be cut, so that a part's elements are neighbours.
@@ -25,14 +35,14 @@ def parts(out: torch.Tensor, first: int, steps: Sequence[int], limit: int) -> It
     if out.numel() == 0:
         return
     if out.numel() <= limit:
-        yield out, first
+        yield Part(out, first, along)
         return
     dimension = next(d for d, size in enumerate(out.shape) if size > 1)
     size = out.shape[dimension]
     length = max(1, limit * size // out.numel())
     for start in range(0, size, length):
-        part = out.narrow(dimension, start, min(length, size - start))
-        yield from parts(part, first + start * steps[dimension], steps, limit)
+        part, *cut = (tensor.narrow(dimension, start, min(length, size - start)) for tensor in (out, *along))
+        yield from parts(part, first + start * steps[dimension], steps, limit, cut)
 
 
 class Runs(NamedTuple):
@@ -66,3 +76,18 @@ def runs_of(shape: Sequence[int], strides: Sequence[int], size: int, steps: Sequ
         length, _, stride = joined.pop()
         return Runs(length, stride, joined)
     return Runs(1, size, joined)
+
+
+def is_shared(tensor: torch.Tensor) -> bool:
+    """Whether all elements of a tensor lie in one place."""
+    return all(size == 1 or stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+def is_dense(tensor: torch.Tensor) -> bool:
+    """Whether one step leads from each element to the next, in row-major order: perhaps none."""
+    return is_shared(tensor) or tensor.is_contiguous()
+
+
+def in_a_row(tensor: torch.Tensor) -> torch.Tensor:
+    """A dense tensor in one dimension, without a copy."""
+    return tensor.as_strided((tensor.numel(),), (0,)) if is_shared(tensor) else tensor.view(-1)

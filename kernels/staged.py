@@ -28,7 +28,17 @@ class StagedEngine:
     @torch.no_grad()
     def fill(self, out: Tensor, draw: Draw, first: int, steps: Sequence[int] | None) -> None:
         steps = row_major(out.shape) if steps is None else steps
-        for part, start in parts(out, first, steps, STAGING):
+        for part, start, _ in parts(out, first, steps, STAGING):
             buffer = torch.empty(part.shape, dtype=out.dtype, device="cpu")
             self.engine.fill(buffer, draw, start, steps)
+            part.copy_(buffer)
+
+    @torch.no_grad()
+    def fill_each(
+        self, out: Tensor, draw: Draw, first: int, steps: Sequence[int] | None, parameters: Sequence[Tensor]
+    ) -> None:
+        steps = row_major(out.shape) if steps is None else steps
+        for part, start, given in parts(out, first, steps, STAGING, parameters):
+            buffer = torch.empty(part.shape, dtype=out.dtype, device="cpu")
+            self.engine.fill_each(buffer, draw, start, steps, [tensor.cpu() for tensor in given])
             part.copy_(buffer)

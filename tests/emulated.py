@@ -140,6 +140,24 @@ def check(
     field.check(reference(law, dtype, shape, first, steps))
 
 
+def check_each(
+    device: Gpu, law: Law, dtype: torch.dtype, shape: Shape, first: int, strides: Shape | None = None,
+    stored: torch.dtype = torch.float32,
+) -> None:  # fmt: skip
+    """The same where each element has parameters of its own, the last of which all share; nobody writes to them."""
+    _, numbers = law.parameters(dtype)
+    draw, field = draw_of(law, dtype)._replace(parameters=()), Field(device, dtype, shape, strides, 0)
+    scale = 0.5 + torch.arange(field.out.numel(), dtype=torch.float64) / field.out.numel()
+    bases = [(number * (scale if k == 0 else scale[:1])).to(stored) for k, number in enumerate(numbers)]
+    writes = [device.memory.add(base.numpy().view(np.uint8)) for base in bases]
+    given = [base.view(shape if base.numel() > 1 else [1] * len(shape)).expand(shape) for base in bases]
+    gpu.GpuEngine().fill_each(field.out, draw, first, None, given)
+    expected = torch.empty(shape, dtype=dtype)
+    ReferenceEngine().fill_each(expected, draw, first, None, given)
+    field.check(expected)
+    assert not any(write.any() for write in writes)
+
+
 def filling(device: Gpu, law: Law, dtype: torch.dtype) -> gpu.Filling:
     return gpu.Filling(device.described(), dtype, draw_of(law, dtype))
 

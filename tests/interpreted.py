@@ -18,7 +18,7 @@ from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 import fastinit
 from fastinit.drawing import engines
-from fastinit.kernels.contract import Draw
+from fastinit.kernels.contract import Draw, has_each
 from fastinit.kernels.gpu import engine as gpu
 from fastinit.kernels.runs import row_major
 from fastinit.laws import Normal
@@ -76,6 +76,14 @@ def compare(name: str, law, dtype: torch.dtype) -> None:
         print(name, layout, out.numel(), "same" if same_bits(out, expected) else "differ", sep="|", flush=True)
     if not thorough:
         return
+    if has_each(draw.kind):
+        for layout, out, start, steps in layouts(dtype, 512):
+            given = [torch.linspace(0.5, 2, out.numel(), dtype=dtype).view(out.shape) for _ in draw.parameters]
+            own, expected = draw._replace(parameters=()), torch.empty(out.shape, dtype=dtype)
+            engine.fill_each(out, own, start, steps, given)
+            reference.fill_each(expected, own, start, steps, given)
+            same = "same" if same_bits(out, expected) else "differ"
+            print(name, f"by element: {layout}", out.numel(), same, sep="|", flush=True)
     sample, first = engine.sample(torch.device("cpu"), dtype, draw)
     expected = torch.empty(sample.shape, dtype=dtype)
     reference.fill(expected, draw, first, None)

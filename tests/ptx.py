@@ -10,12 +10,13 @@ import math
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from ptx_opcodes import DTYPES, OPCODES, Array
 from ptx_text import (
+    FETCHES,
     LOADS,
     RETURN,
     SPECIALS,
@@ -53,19 +54,30 @@ class Memory:
 
     def store(self, addresses: Array, values: Array, text: str) -> None:
         """Write the bytes `values[n]` to `addresses[n]`, all of which are inside and aligned to their number."""
-        size = values.shape[1]
+        for data, writes, inside, places in self.found(addresses, values.shape[1], f"store: {text}"):
+            data[places] = values[inside]
+            np.add.at(writes, places, 1)
+
+    def fetch(self, addresses: Array, size: int, text: str) -> Array:
+        """The `size` bytes at each address, under the same rules."""
+        values = np.zeros((len(addresses), size), np.uint8)
+        for data, _, inside, places in self.found(addresses, size, f"load: {text}"):
+            values[inside] = data[places]
+        return values
+
+    def found(self, addresses: Array, size: int, text: str) -> list[tuple[Any, Any, Array, Array]]:
+        """By stretch: its bytes and counts, which of the addresses lie in it, and the places of their bytes."""
         if (crooked := addresses % np.uint64(size) != 0).any():
-            raise PtxError(f"misaligned store to {addresses[crooked][0]:#x}: {text}")
-        outside = np.ones(len(addresses), bool)
+            raise PtxError(f"misaligned, at {addresses[crooked][0]:#x}: {text}")
+        outside, found = np.ones(len(addresses), bool), []
         for address, data, writes in self.stretches:
             offsets = addresses - np.uint64(address)  # what lies below wraps around to far above
             inside = (offsets < np.uint64(len(data))) & (offsets + np.uint64(size) <= np.uint64(len(data)))
-            places = offsets[inside, None].astype(np.int64) + np.arange(size)
-            data[places] = values[inside]
-            np.add.at(writes, places, 1)
+            found.append((data, writes, inside, offsets[inside, None].astype(np.int64) + np.arange(size)))
             outside &= ~inside
         if outside.any():
-            raise PtxError(f"store out of bounds, to {addresses[outside][0]:#x}: {text}")
+            raise PtxError(f"out of bounds, at {addresses[outside][0]:#x}: {text}")
+        return found
 
 
 # --- running -----------------------------------------------------------------------------------
@@ -227,6 +239,15 @@ class Blocks:
         value = np.frombuffer(data, dtype)[None]
         wider = np.dtype(DTYPES[register.type]).itemsize > dtype.itemsize
         self.write(register, value.astype(DTYPES[register.type]) if wider else value, step)
+
+    def fetch(self, step: Instruction) -> None:
+        shape = (len(self.numbers), math.prod(self.launch.kernel.threads))
+        dtype = np.dtype(DTYPES[FETCHES[step.opcode]])
+        mask = np.broadcast_to(self.mask(step), shape)
+        addresses = np.broadcast_to(self.read(step.place.base, step) + np.uint64(step.place.offset), shape)[mask]
+        value = np.zeros(shape, dtype)
+        value[mask] = self.launch.memory.fetch(addresses, dtype.itemsize, step.text).view(dtype)[:, 0]
+        self.write(step.results[0], value, step)
 
     def store(self, step: Instruction) -> None:
         shape = (len(self.numbers), math.prod(self.launch.kernel.threads))

@@ -15,6 +15,7 @@ from ptx_opcodes import DTYPES, OPCODES, Array
 RETURN = "ret"  # as a label
 JUMPS = ("bra", "bra.uni", "ret")
 LOADS = {f"ld.param.{kind}": kind for kind in ("b16", "b32", "b64", "u16", "u32", "u64", "s32", "s64", "f32", "f64")}
+FETCHES = {f"ld.global.b{width}": f"b{width}" for width in (32, 64)}
 # How many registers a store takes, and what it takes of each.
 STORES = {
     f"st.global{vector}.b{width}": (count, f"b{width}")
@@ -233,7 +234,10 @@ class Reader:
         negated, guard, opcode, rest = found.groups()
         operands = [part.strip() for part in BETWEEN_OPERANDS.split(rest)] if rest else []
         condition = self.typed_register(guard, "pred", text) if guard else None
-        forms = ((JUMPS, self.jump), (LOADS, self.load), (STORES, self.store), (OPCODES, self.operate))
+        forms = (
+            *((JUMPS, self.jump), (LOADS, self.load), (FETCHES, self.fetch)),
+            *((STORES, self.store), (OPCODES, self.operate)),
+        )
         for opcodes, read in forms:
             if opcode in opcodes:
                 return read(Instruction(text, condition, bool(negated), opcode, read.__name__), operands)
@@ -252,6 +256,14 @@ class Reader:
         place = self.place(address, step)
         if place.base not in self.parameters:
             raise PtxError(f"no such parameter: {step.text}")
+        return step._replace(results=(register,), place=place)
+
+    def fetch(self, step: Instruction, operands: list[str]) -> Instruction:
+        result, address = self.expect(2, step, operands)
+        register = self.typed_register(*elements(result), FETCHES[step.opcode], step.text)
+        place = self.place(address, step)
+        if not isinstance(place.base, Register):
+            raise PtxError(f"unknown operands of a load: {step.text}")
         return step._replace(results=(register,), place=place)
 
     def store(self, step: Instruction, operands: list[str]) -> Instruction:

@@ -37,9 +37,10 @@ def ran(
     threads: str = "1",
     grid: tuple[int, int, int] = (1, 1, 1),
     blocks: Iterable[int] | None = None,
+    before: bytes | None = None,
 ) -> bytes:
-    """What a kernel makes of an output of zeros."""
-    data, memory = np.zeros(size, np.uint8), ptx.Memory()
+    """What a kernel makes of an output of zeros, or of what was there before."""
+    data, memory = np.zeros(size, np.uint8) if before is None else np.frombuffer(before, np.uint8).copy(), ptx.Memory()
     memory.add(data, ADDRESS)
     kernel = ptx.parse(module(body, parameters, threads))
     ptx.run(kernel, grid, [ADDRESS, *arguments], memory, np.random.default_rng(0), blocks)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from common import CASE_IDS, CASES, FEWER_CASES, LAWS, name_of, same_bits
+from common import CASE_IDS, CASES, FEWER_CASES, LAWS, name_of, same_bits, slow_unless
 
 pytest.importorskip("triton")
 
@@ -22,6 +22,7 @@ from emulated import (
     Field,
     Gpu,
     check,
+    check_each,
     check_tiles_and_ends,
     draw_of,
     filling,
@@ -30,7 +31,7 @@ from emulated import (
     tile_of,
 )  # fmt: skip
 
-from fastinit.kernels.contract import block_size, lanes_in_block, width_of
+from fastinit.kernels.contract import block_size, has_each, lanes_in_block, width_of
 from fastinit.kernels.dtypes import FORMATS
 from fastinit.kernels.gpu import engine as gpu, primitives
 from fastinit.kernels.runs import row_major
@@ -38,6 +39,8 @@ from fastinit.laws import Law, Normal, TruncNormal
 
 device = emulated.device  # a fixture
 pytestmark = pytest.mark.skipif(primitives.INTERPRETED, reason="Triton compiles nothing while it interprets")
+
+COMMON = (torch.float32, torch.bfloat16)
 
 # --- every law in every dtype ------------------------------------------------------------------
 
@@ -81,6 +84,21 @@ def test_a_box_of_a_global_tensor(device, law_name, law, dtype):
     assert names(device) == ["fill_runs"]
 
 
+EACH = [case for case in CASES if has_each(case[1].parameters(case[2])[0])]
+EACH_CASES = slow_unless(lambda case: case[0] in ("normal", "bernoulli") and case[2] in COMMON, EACH)
+
+
+@pytest.mark.parametrize(("law_name", "law", "dtype"), EACH_CASES, ids=[f"{c[0]}-{name_of(c[2])}" for c in EACH])
+def test_parameters_for_each_element(device, law_name, law, dtype):
+    """Contiguous, strided, of either precision, with a parameter that all share; a row is a launch of its own."""
+    check_each(device, law, dtype, (900,), FAR)
+    check_each(device, law, dtype, (130,), 2**62 - 3, strides=(3,), stored=torch.float64)
+    check_each(device, law, dtype, (3, 70), 37, strides=(1, 4))
+    check_each(device, law, dtype, (1,), 37)
+    assert set(names(device)) == {"fill_each"}
+    assert len(device.launches) == 1 + 1 + 3 + 1
+
+
 @pytest.mark.parametrize("law_name", ["uniform", "central"])
 @pytest.mark.parametrize("current", [0, 1])
 def test_a_plan_fills_what_the_engine_fills(device, law_name, current, monkeypatch):
@@ -103,9 +121,6 @@ def test_a_plan_fills_what_the_engine_fills(device, law_name, current, monkeypat
 def test_more_dimensions_than_a_kernel_takes(device):
     check(device, LAWS["normal"], torch.float32, (3, 2, 2, 2, 9), 5, (1, 300, 3, 60, 6), row_major((4, 3, 5, 3, 11)))
     assert names(device) == len(device.launches) * ["fill_runs"] != ["fill_runs"]
-
-
-COMMON = (torch.float32, torch.bfloat16)
 
 
 @pytest.mark.parametrize("arch", [80, pytest.param(100, marks=pytest.mark.slow)])

@@ -135,6 +135,27 @@ def test_misaligned_stores(opcode, offset):
     ran(f"setp.ne.b32 %p1, 0, 0; @%p1 {opcode} [%rd0 + {offset}], {{ {', '.join('1' * count)} }};")
 
 
+@pytest.mark.parametrize("width", [32, 64])
+def test_loads_of_memory(width):
+    """Under a predicate too; what is not loaded keeps its value, and nothing outside or between elements is read."""
+    size = width // 8
+    register = f"{FILES[width]}5"
+    mask = f"setp.ne.b32 %p1, 0, 1; mov.b{width} {register}, 7;"
+    body = (
+        f"{mask} @%p1 ld.global.b{width} {{{{ {register} }}}}, [%rd0 + {{0}}]; st.global.b{width} [%rd0], {register};"
+    )
+    memory = bytes(range(1, 33))
+    for place in (8, 24):
+        got = ran(body.format(place), before=memory)
+        assert got[:size] == memory[place : place + size]
+        assert got[size:] == memory[size:]
+    for place, error in ((32, "out of bounds"), (1 << 20, "out of bounds"), (2, "misaligned")):
+        with pytest.raises(PtxError, match=error):
+            ran(body.format(place), before=memory)
+    skipped = body.replace("@%p1", "@!%p1")
+    assert ran(skipped.format(2), before=memory)[:size] == (7).to_bytes(size, "little")
+
+
 def test_stretches_of_memory_lie_apart():
     memory, found = ptx.Memory(), [np.zeros(4, np.uint8) for _ in range(2)]
     for k, data in enumerate(found):
@@ -282,7 +303,7 @@ def test_a_kernel_returns():
         "sqrt.approx.f32 %r1, %r2", "rsqrt.approx.f32 %r1, %r2", "ex2.approx.f32 %r1, %r2", "min.NaN.f32 %r1, %r2, %r3",
         "cvt.rz.bf16.f32 %rs1, %r1", "cvt.f32.u32 %r1, %r2", "cvt.rn.satfinite.e4m3x2.f32 %rs1, %r1, %r2",
         "setp.lt.and.s32 %p1, %r1, %r2, %p2", "mov.b128 %rd1, %rd2", "ld.param.v2.b32 {%r1, %r2}, [p0]",
-        "ld.global.b32 %r1, [%rd0]", "ld.shared.b32 %r1, [%rd0]", "ld.local.b32 %r1, [%rd0]", "ld.b32 %r1, [%rd0]",
+        "ld.global.b16 %rs1, [%rd0]", "ld.shared.b32 %r1, [%rd0]", "ld.local.b32 %r1, [%rd0]", "ld.b32 %r1, [%rd0]",
         "st.shared.b32 [%rd0], %r1", "st.local.b32 [%rd0], %r1", "st.b32 [%rd0], %r1", "st.global.wt.b32 [%rd0], %r1",
         "red.global.add.u32 [%rd0], 1", "bar.sync 0", "barrier.sync 0", "shfl.sync.bfly.b32 %r1, %r2, 1, 31, -1",
         "call foo, ()", "exit", "trap",

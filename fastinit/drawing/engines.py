@@ -61,14 +61,16 @@ def every_kernel() -> list[Kernel]:
 trials: dict[tuple[str, str, torch.dtype], str | None] = {}
 
 
-def trial(engine: Engine, device: torch.device, dtype: torch.dtype, law: Parameters) -> str | None:
+def trial(
+    engine: Engine, device: torch.device, dtype: torch.dtype, law: Parameters, by_element: bool = False
+) -> str | None:
     """Why the GPU engine must not draw this law on this device, found out once: it is compared with the reference.
 
     Nobody has run its kernels on every GPU. A few thousand elements, some milliseconds after the kernels are
     compiled; it waits for the device, and so is put off while a graph is being captured.
     """
     kind, parameters = law
-    place = (str(device), kind, dtype)
+    place = (str(device), f"{kind} by element" if by_element else kind, dtype)
     if place in trials:
         return trials[place]
     reference = load("reference")
@@ -78,7 +80,7 @@ def trial(engine: Engine, device: torch.device, dtype: torch.dtype, law: Paramet
     try:
         if capturing(device):
             return None
-        drawn, first = cast("GpuEngine", engine).sample(device, dtype, draw)
+        drawn, first = cast("GpuEngine", engine).sample(device, dtype, draw, by_element)
         expected = torch.empty(drawn.shape, dtype=dtype, device="cpu")
         reference.fill(expected, draw, first, None)
         same = torch.equal(drawn.cpu().view(torch.uint8), expected.view(torch.uint8))
@@ -86,7 +88,7 @@ def trial(engine: Engine, device: torch.device, dtype: torch.dtype, law: Paramet
             None
             if same
             else (
-                f"its {kind} kernel for {name_of(dtype)} gave other bits on {device} than the reference; "
+                f"its {place[1]} kernel for {name_of(dtype)} gave other bits on {device} than the reference; "
                 "please report this with what `fastinit doctor` prints"
             )
         )
@@ -108,7 +110,7 @@ def capturing(device: torch.device) -> bool:
     return hasattr(module, "is_current_stream_capturing") and bool(module.is_current_stream_capturing())
 
 
-def problem(device: torch.device, dtype: torch.dtype, law: Parameters | None) -> str | None:
+def problem(device: torch.device, dtype: torch.dtype, law: Parameters | None, by_element: bool = False) -> str | None:
     """Why no compiled engine draws on this device; None if one does."""
     if device.type not in ("cpu", *GPUS):
         return f"there is no compiled engine for {device.type} tensors"
@@ -117,7 +119,7 @@ def problem(device: torch.device, dtype: torch.dtype, law: Parameters | None) ->
         return engine
     if (reason := engine.why_not(device, dtype)) is not None:
         return reason
-    return None if law is None or device.type == "cpu" else trial(engine, device, dtype, law)
+    return None if law is None or device.type == "cpu" else trial(engine, device, dtype, law, by_element)
 
 
 @functools.cache
@@ -158,15 +160,22 @@ def tell_once(device_type: str, reason: str) -> None:
     )
 
 
-def choose(device: torch.device, dtype: torch.dtype, compiled: bool, law: Parameters | None = None) -> Engine:
+def choose(
+    device: torch.device,
+    dtype: torch.dtype,
+    compiled: bool,
+    law: Parameters | None = None,
+    *,
+    by_element: bool = False,
+) -> Engine:
     """The engine that draws into a tensor there: the one that `use_engine` names, else the device's own.
 
-    On a GPU a law is tried before it is trusted, if the caller knows it already. Raises `RuntimeError` where a named
-    engine, or any compiled one where `compiled` insists on one, cannot.
+    On a GPU a law is tried before it is trusted, in the form that is asked for, if the caller knows it already. Raises
+    `RuntimeError` where a named engine, or any compiled one where `compiled` insists on one, cannot.
     """
     name = forced_engine.get()
     if name is None:
-        return choose_by_device(device, dtype, compiled, law)
+        return choose_by_device(device, dtype, compiled, law, by_element)
     found = load(name)
     if isinstance(found, str) or (reason := found.why_not(device, dtype)) is not None:
         raise RuntimeError(f"use_engine({name!r}): it cannot draw here: {found if isinstance(found, str) else reason}")
@@ -175,12 +184,14 @@ def choose(device: torch.device, dtype: torch.dtype, compiled: bool, law: Parame
     return found
 
 
-def choose_by_device(device: torch.device, dtype: torch.dtype, compiled: bool, law: Parameters | None) -> Engine:
+def choose_by_device(
+    device: torch.device, dtype: torch.dtype, compiled: bool, law: Parameters | None, by_element: bool
+) -> Engine:
     if setting_up.is_on:
         return meanwhile(device, dtype, compiled)
     if device.type == "cpu" and not isinstance(cpu := load("cpu"), str):  # first, and without asking anything else
         return cpu
-    lacking = problem(device, dtype, law)
+    lacking = problem(device, dtype, law, by_element)
     if lacking is None:
         engine = load("gpu")
         assert not isinstance(engine, str), "problem() has seen it work"

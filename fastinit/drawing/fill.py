@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,9 +17,19 @@ from .streams import Stream, source
 from .torch_private import increment_version
 
 
+class ByElement(NamedTuple):
+    """A law whose parameters differ from element to element: a law of its kind, and the parameters.
+
+    They broadcast to the shape of the tensor that is written (of a shard, the local one), and are on its device.
+    """
+
+    like: Law
+    parameters: tuple[Tensor, ...]
+
+
 def fill(
     target: Target,
-    law: Law,
+    law: Law | ByElement,
     generator: torch.Generator | None = None,
     *,
     stream: Stream | None = None,
@@ -33,16 +44,18 @@ def fill(
     local, boxes = (target.local, region(target)) if isinstance(target, Shard) else (target, [Box(target, 0, None)])
     if local.is_meta:
         return None
-    kind, parameters = law.parameters(local.dtype)
+    like, each = law if isinstance(law, ByElement) else (law, ())
+    kind, parameters = like.parameters(local.dtype)
+    each = tuple(parameter.detach().expand(local.shape) for parameter in each)
     dtype = drawn_as(local.dtype)
-    engine = engines.choose(local.device, dtype, compiled, (kind, parameters))
+    engine = engines.choose(local.device, dtype, compiled, (kind, parameters), by_element=bool(each))
     stream = source(target, generator, stream)  # once it is known that something can draw
-    draw = Draw(kind, parameters, stream.seed, stream.id)
+    draw = Draw(kind, () if each else parameters, stream.seed, stream.id)
     try:
         for part, first, steps in boxes:
             if part.numel():
                 out = part if part.dtype is dtype else part.view(dtype)
-                engine = draw_into(engine, out, compiled, draw, first, steps)
+                engine = draw_into(engine, out, compiled, draw, first, steps, each)
     finally:  # autograd must hear of writes that go around torch, interrupted ones too
         if not local.is_inference():
             increment_version((local,))
@@ -50,12 +63,25 @@ def fill(
 
 
 def draw_into(
-    engine: Engine, out: Tensor, compiled: bool, draw: Draw, first: int, steps: Sequence[int] | None
+    engine: Engine,
+    out: Tensor,
+    compiled: bool,
+    draw: Draw,
+    first: int,
+    steps: Sequence[int] | None,
+    each: Sequence[Tensor] = (),
 ) -> Engine:
     """Have `engine` fill `out`, or the eager engine where a kernel is missing; returns who did."""
+
+    def write() -> None:
+        if each:
+            engine.fill_each(out, draw, first, steps, each)
+        else:
+            engine.fill(out, draw, first, steps)
+
     try:
-        engine.fill(out, draw, first, steps)
+        write()
     except KernelMissing as error:
         engine = engines.without_kernel(out.device, out.dtype, compiled, error)
-        engine.fill(out, draw, first, steps)
+        write()
     return engine

@@ -46,36 +46,31 @@ def converts_to_float16() -> bool:
     return "+f16c" in target()[1].split(",") or platform.machine().lower() in ("aarch64", "arm64")
 
 
-def samples(
-    builder: ir.IRBuilder,
-    law: tuple[str, torch.dtype],
-    columns: int,
-    number: Any,
-    stream: Sequence[Any],
-    values: Sequence[Any],
-) -> list[ir.Value]:
-    """Instructions for all samples of `columns` counters: vectors of sixteen neighbours, in order.
+def word(builder: ir.IRBuilder, value: Any, shift: int) -> Lanes:
+    """Bits `shift` to `shift + 31` of a 64-bit number."""
+    return (Lanes(builder, "u64", value) >> shift).cast("u32", "trunc")
 
-    `number` counts such groups of counters, `stream` is its seed and stream_id, `values` the law's parameters.
+
+def words_of(builder: ir.IRBuilder, columns: int, number: Any, stream: Sequence[Any]) -> list[Lanes]:
+    """Instructions for the four words of `columns` counters.
+
+    `number` counts such groups of counters, `stream` is its seed and stream_id.
     """
-    kind, dtype = law
-    width = width_of(kind, dtype)
-
-    def word(value: Any, shift: int) -> Lanes:
-        return (Lanes(builder, "u64", value) >> shift).cast("u32", "trunc")
-
-    def parameter(value: Any) -> Lanes:
-        if isinstance(value.type, ir.IntType):
-            return word(value, 0)
-        number = Lanes(builder, "f64", value)
-        return number if width == 64 else number.cast("f32", "fptrunc")
-
-    seed, stream_id = stream
     first = builder.mul(number, ir.Constant(number.type, columns))
-    counter = (Counters(word(first, 0), columns), word(first, 32), word(stream_id, 0), word(stream_id, 32))
-    outputs = ARITHMETIC[32](philox)(*counter, word(seed, 0), word(seed, 32))
-    words = [output.packed() for output in outputs]
-    lanes = sample_lanes(ARITHMETIC[width], kind, words, [parameter(value) for value in values])
+    low, *others = (word(builder, value, shift) for value in (first, stream[1], stream[0]) for shift in (0, 32))
+    return [output.packed() for output in ARITHMETIC[32](philox)(Counters(low, columns), *others)]
+
+
+def parameter(builder: ir.IRBuilder, value: Any, width: int) -> Lanes:
+    """A law's parameter as the sampler takes it: as a word, or in the working precision."""
+    if isinstance(value.type, ir.IntType):
+        return word(builder, value, 0)
+    number = Lanes(builder, "f64", value)
+    return number if width == 64 else number.cast("f32", "fptrunc")
+
+
+def finished(lanes: Sequence[Lanes], dtype: torch.dtype, columns: int) -> list[ir.Value]:
+    """The samples of `columns` counters in the output dtype: vectors of sixteen neighbours, in order."""
     done = [rounded(lane.spread(columns), dtype) for lane in lanes]
     return [lane.part(start, COLUMNS).value for start in range(0, columns, COLUMNS) for lane in done]
 
@@ -124,15 +119,16 @@ def store(
 
 def block_writer(kind: str, dtype: torch.dtype, columns: int) -> Any:
     """A Numba intrinsic that writes all that `columns` counters draw to an address."""
+    width = width_of(kind, dtype)
 
     @intrinsic
     def write_block(context, address, block, seed, stream_id, streaming, parameters):
         def build(context, builder, signature, arguments):
             address, block, seed, stream_id, streaming, parameters = arguments
-            unpacked = cgutils.unpack_tuple(builder, parameters)
-            vectors = samples(builder, (kind, dtype), columns, block, (seed, stream_id), unpacked)
-
-            store(builder, vectors, address, dtype.itemsize, streaming)
+            values = [parameter(builder, value, width) for value in cgutils.unpack_tuple(builder, parameters)]
+            words = words_of(builder, columns, block, (seed, stream_id))
+            lanes = sample_lanes(ARITHMETIC[width], kind, words, values)
+            store(builder, finished(lanes, dtype, columns), address, dtype.itemsize, streaming)
             return context.get_dummy_value()
 
         return types.void(address, block, seed, stream_id, streaming, parameters), build

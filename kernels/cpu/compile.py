@@ -21,8 +21,10 @@ from numba.core.registry import cpu_target
 from ..contract import SAMPLERS
 from . import native
 from .blocks import target
-from .forms import Form, kernel_name
+from .each import each_kernel
+from .forms import EACH, Form, kernel_name
 from .loops import build_kernel
+from .word_loops import STEPS, step_kernel
 
 __all__ = ["assembly", "compile_kernel", "target"]
 
@@ -142,8 +144,14 @@ def entry_module(context: Any, described: Any, symbol: str) -> ir.Module:
 
 def source_of(kind: str, dtype: torch.dtype, form: Form, parameters: int) -> tuple[Callable[..., None], Sequence[Any]]:
     """A kernel's Python source and the types of its arguments."""
+    head = (types.int64,) * HEAD
+    for stored, each in EACH.items():
+        if form == each:
+            return each_kernel(kind, dtype, stored, parameters), (*head, types.UniTuple(types.int64, 2 * parameters))
+    if form in STEPS:
+        return step_kernel(form), (*head, types.Tuple(()))
     kinds = [types.int64 if k < SAMPLERS[kind].whole else types.float64 for k in range(parameters)]
-    return build_kernel(kind, dtype, form), (*(types.int64,) * HEAD, types.Tuple(kinds))
+    return build_kernel(kind, dtype, form), (*head, types.Tuple(kinds))
 
 
 def compiled_library(kind: str, dtype: torch.dtype, form: Form, parameters: int) -> Any:

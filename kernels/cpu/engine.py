@@ -10,12 +10,13 @@ from typing import NamedTuple
 
 import torch
 from llvmlite import binding
+from torch import Tensor
 
 from ..contract import SAMPLERS, Draw, KernelMissing, block_size, setting_up, width_of
 from ..dtypes import uncovered
-from ..runs import runs_of
+from ..runs import Runs, is_dense, is_shared, parts, row_major, runs_of
 from . import cache, native
-from .forms import BLOCKS_AT_ONCE, LINE, Form, Kernel, form_of, kernel_name
+from .forms import BLOCKS_AT_ONCE, EACH, LINE, Form, Kernel, form_of, kernel_name
 from .identity import arithmetic_text
 from .jobs import run
 from .pages import advise_huge_pages
@@ -141,6 +142,7 @@ HUGE_PAGES_FROM = 16 << 20  # bytes; twice as fast on fresh memory from here on
 # Small enough that a thread that is slowed down delays no other, large enough that handing out pieces is cheap.
 LEAST_PIECE = 1 << 19  # bytes
 PIECES_A_THREAD = 32
+STAGING = 1 << 20  # elements whose parameters are laid out anew at a time, where they do not lie in a row
 
 
 class CpuEngine:
@@ -159,7 +161,7 @@ class CpuEngine:
         write = kernel(kind, dtype, "long", len(parameters))
         return Plan(write, parameters, THREADS_FROM // dtype.itemsize - 1, dtype.itemsize)
 
-    def fill(self, out: torch.Tensor, draw: Draw, first: int, steps: Sequence[int] | None) -> None:
+    def fill(self, out: Tensor, draw: Draw, first: int, steps: Sequence[int] | None) -> None:
         kind, parameters, seed, stream_id = draw
         dtype, count, address = out.dtype, out.numel(), out.data_ptr()
         size = count * dtype.itemsize
@@ -169,29 +171,65 @@ class CpuEngine:
             write(address, first, count, 0, count, dtype.itemsize, 0, 0, seed, stream_id, 0, parameters)
             return
         runs = runs_of(out.shape, out.stride(), dtype.itemsize, steps)
-        length, stride, outer = runs
-        form = form_of(runs, kind, dtype)
-        write = kernel(kind, dtype, form, len(parameters))
-        table = torch.tensor(outer, dtype=torch.int64, device="cpu") if outer else None
-        place = (stride, len(outer), 0 if table is None else table.data_ptr(), seed, stream_id)
-        if size < THREADS_FROM:
-            write(address, first, length, 0, count, *place, 0, parameters)
-            return
-        if size >= HUGE_PAGES_FROM:
-            advise_huge_pages(address, size)
-        threads = torch.get_num_threads()
-        # A cut inside a block would draw it twice; runs side by side are not cut at all.
-        blocks = BLOCKS_AT_ONCE * block_size(width_of(kind, dtype))
-        together = length * (LINE // dtype.itemsize) if form == "turned" else blocks
-        piece = piece_length(count, threads, dtype, together)
-        lead = 0 if form == "turned" else first % piece
-        streaming = int(size >= STREAMING_FROM)
+        share_out(form_of(runs, kind, dtype), out, runs, draw, first)
 
-        def fill_piece(number: int, owned: object = (out, table)) -> None:  # until the last thread is done with them
-            start, stop = number * piece - lead, (number + 1) * piece - lead
-            write(address, first, length, max(start, 0), min(stop, count), *place, streaming, parameters)
+    def plan_each(self, kind: str, dtype: torch.dtype, parameters: int) -> tuple[Callable[..., None], int]:
+        """The kernel that takes so many float32 parameters a sample, and up to how many bytes one call fills."""
+        return kernel(kind, dtype, "each32", parameters), THREADS_FROM - 1
 
-        run(fill_piece, -(-(lead + count) // piece), threads)
+    @torch.no_grad()
+    def fill_each(
+        self, out: Tensor, draw: Draw, first: int, steps: Sequence[int] | None, parameters: Sequence[Tensor]
+    ) -> None:
+        stored = torch.float64 if any(tensor.dtype is torch.float64 for tensor in parameters) else torch.float32
+        kernel(draw.kind, out.dtype, EACH[stored], len(parameters))  # before anything is written
+        steps = row_major(out.shape) if steps is None else steps
+        in_place = all(is_dense(tensor) and tensor.dtype is stored for tensor in parameters)
+        block = block_size(width_of(draw.kind, out.dtype))
+        for part, start, given in parts(out, first, steps, out.numel() if in_place else STAGING, parameters):
+            rows = [in_memory(tensor, stored, block) for tensor in given]
+            places = tuple(number for row, step in rows for number in (row.data_ptr(), step))
+            runs = runs_of(part.shape, part.stride(), part.dtype.itemsize, steps)
+            share_out(EACH[stored], part, runs, draw._replace(parameters=places), start, rows)
+
+
+def in_memory(parameter: Tensor, stored: torch.dtype, block: int) -> tuple[Tensor, int]:
+    """Elements' parameters as `each.each_kernel` reads them, and the bytes from one to the next.
+
+    One that all share is repeated as often as a block has elements, and 0 bytes lead on.
+    """
+    if is_shared(parameter):
+        return parameter.as_strided((block,), (0,)).to(stored).contiguous(), 0
+    return parameter.to(stored).contiguous(), stored.itemsize
+
+
+def share_out(form: Form, out: Tensor, runs: Runs, draw: Draw, first: int, owned: object = None) -> None:
+    """Have a kernel of this form write runs, on several threads where they are large; keeps what is `owned` for it."""
+    kind, parameters, seed, stream_id = draw
+    dtype, count, address = out.dtype, out.numel(), out.data_ptr()
+    length, stride, outer = runs
+    write = kernel(kind, dtype, form, len(parameters) // (2 if form in EACH.values() else 1))
+    table = torch.tensor(outer, dtype=torch.int64, device="cpu") if outer else None
+    place = (stride, len(outer), 0 if table is None else table.data_ptr(), seed, stream_id)
+    size = count * dtype.itemsize
+    if size < THREADS_FROM:
+        write(address, first, length, 0, count, *place, 0, parameters)
+        return
+    if size >= HUGE_PAGES_FROM:
+        advise_huge_pages(address, size)
+    threads = torch.get_num_threads()
+    # A cut inside a block would draw it twice; runs side by side are not cut at all.
+    blocks = BLOCKS_AT_ONCE * block_size(width_of(kind, dtype))
+    together = length * (LINE // dtype.itemsize) if form == "turned" else blocks
+    piece = piece_length(count, threads, dtype, together)
+    lead = 0 if form == "turned" else first % piece
+    streaming = int(size >= STREAMING_FROM)
+
+    def fill_piece(number: int, kept: object = (out, table, owned)) -> None:  # until the last thread is done with them
+        start, stop = number * piece - lead, (number + 1) * piece - lead
+        write(address, first, length, max(start, 0), min(stop, count), *place, streaming, parameters)
+
+    run(fill_piece, -(-(lead + count) // piece), threads)
 
 
 def piece_length(count: int, threads: int, dtype: torch.dtype, together: int) -> int:

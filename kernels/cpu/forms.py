@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 
@@ -10,8 +10,9 @@ from ..contract import block_size, width_of
 from ..dtypes import name_of
 from ..runs import Runs
 
-Form = Literal["long", "rows", "strided", "turned"]
-FORMS: tuple[Form, ...] = get_args(Form)
+Form = Literal["long", "rows", "strided", "turned", "each32", "each64", "count", "scatter", "settle", "choose"]
+FORMS: tuple[Form, ...] = ("long", "rows", "strided", "turned")
+EACH: dict[torch.dtype, Form] = {torch.float32: "each32", torch.float64: "each64"}  # by what parameters are stored in
 Kernel = tuple[str, torch.dtype, Form, int]  # kind, dtype, form, number of parameters
 BLOCKS_AT_ONCE = 4  # at most, in the form "long"; see `blocks.at_once`
 AT_MOST_IN_ONE_GO = 1 << 26  # elements; some 0.1 s

@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
 from ..arithmetic.philox import philox
 from ..contract import COLUMNS, GPUS, SAMPLERS, Draw, block_size, width_of
 from ..dtypes import FORMATS, uncovered
-from ..runs import runs_of
+from ..runs import in_a_row, is_dense, row_major, runs_of
 from . import tiles
 from .primitives import INTERPRETED, arithmetic
 
@@ -77,13 +78,15 @@ def launch_of(target: GPUTarget) -> Launch:
 class Variant(NamedTuple):
     """One kernel to compile: a law, an output dtype, and the shape of memory that it can write.
 
-    `outer` is None for whole tiles of contiguous memory, else the number of dimensions around a run.
+    `outer` is None for whole tiles of contiguous memory, else the number of dimensions around a run. `stored` is the
+    dtype of elements' own parameters, where they have some; then `outer` is 0.
     """
 
     kind: str
     dtype: torch.dtype
     parameters: int
     outer: int | None
+    stored: torch.dtype | None = None
 
 
 def columns_a_thread(dtype: torch.dtype) -> int:
@@ -128,8 +131,10 @@ def constants(variant: Variant, target: GPUTarget) -> dict[str, Any]:
         "FINISH": finish,
         "ELEMENT": element,
         "ROWS": tile_rows(variant, target),
+        "SIDE": columns_a_thread(dtype),
+        "STORED": None if variant.stored is None else ELEMENTS[variant.stored],
     }
-    return chosen | ({"SIDE": columns_a_thread(dtype)} if variant.outer is None else {})
+    return {name: value for name, value in chosen.items() if name in kernel_of(variant).arg_names}
 
 
 def signature(variant: Variant) -> dict[str, Any]:
@@ -139,12 +144,18 @@ def signature(variant: Variant) -> dict[str, Any]:
     stream = {"seed": "i64", "stream_id": "i64", "parameters": tuple(numbers)}
     if variant.outer is None:
         return {"address": "i64", "tile": "i64", "tiles": "i64", "programs": "i64"} | stream
-    place = {"address": "i64", "first": "i64", "length": "i64", "stride": "i64", "rows": "i32", "rows_a_run": "i32"}
+    place = {"address": "i64", "first": "i64", "length": "i64", "stride": "i64"}
+    if variant.stored is not None:
+        given = ("i64",) * variant.parameters
+        return place | {"given": given, "given_steps": given, "seed": "i64", "stream_id": "i64"}
+    place |= {"rows": "i32", "rows_a_run": "i32"}
     sizes, jumps = ("i32",) * variant.outer, ("i64",) * variant.outer
     return place | {"sizes": sizes, "index_steps": jumps, "strides": jumps} | stream
 
 
 def kernel_of(variant: Variant) -> Any:
+    if variant.stored is not None:
+        return tiles.fill_each
     return tiles.fill_tiles if variant.outer is None else tiles.fill_runs
 
 
@@ -200,8 +211,12 @@ class Filling(NamedTuple):
 
     def launch(self, outer: int | None, programs: int, *place: Any) -> None:
         kernel, chosen = loaded(self.variant(outer), self.device)
-        stream = as_signed(self.draw.seed), as_signed(self.draw.stream_id)
-        kernel[(programs, 1, 1)](*place, *stream, self.draw.parameters, *chosen)
+        kernel[(programs, 1, 1)](*place, *self.stream, self.draw.parameters, *chosen)
+
+    @property
+    def stream(self) -> tuple[int, int]:
+        """The draw's, as launches take it."""
+        return as_signed(self.draw.seed), as_signed(self.draw.stream_id)
 
     @property
     def tile(self) -> int:
@@ -251,6 +266,21 @@ class Filling(NamedTuple):
         place = (address, first, length, stride // size, rows, rows_a_run, sizes, index_steps, strides)
         self.launch(len(around), programs, *place)
 
+    def each(self, out: Tensor, first: int, steps: Sequence[int], parameters: Sequence[Tensor]) -> None:
+        """Fill a tensor whose elements have parameters of their own, by a launch for each run of neighbours."""
+        if out.dim() > 1 or steps[0] != 1:
+            for k in range(len(out)):
+                part, *given = (tensor[k] if out.dim() > 1 else tensor[k : k + 1] for tensor in (out, *parameters))
+                self.each(part, first + k * steps[0], steps[1:] or (1,), given)
+            return
+        variant = Variant(self.draw.kind, self.dtype, len(parameters), 0, parameters[0].dtype)
+        block = block_size(width_of(self.draw.kind, self.dtype))
+        rows = (first % block + len(out) - 1) // block + 1
+        kernel, chosen = loaded(variant, self.device)
+        addresses, jumps = zip(*((tensor.data_ptr(), tensor.stride(0)) for tensor in parameters), strict=True)
+        place = (out.data_ptr(), first, len(out), out.stride(0), addresses, jumps, *self.stream)
+        kernel[(-(-rows // tile_rows(variant, self.device.target)), 1, 1)](*place, *chosen)
+
     def halves(self, address: int, first: int, length: int, stride: int, outer: list[tuple[int, int, int]]) -> None:
         """The same in two launches, where one would have too many rows to count."""
         if outer:
@@ -298,6 +328,18 @@ class GpuEngine:
             else:
                 filling.runs(out.data_ptr(), first, length, stride, outer)
 
+    def fill_each(
+        self, out: Tensor, draw: Draw, first: int, steps: Sequence[int] | None, parameters: Sequence[Tensor]
+    ) -> None:
+        stored = torch.float64 if any(tensor.dtype is torch.float64 for tensor in parameters) else torch.float32
+        parameters = [tensor.to(stored) for tensor in parameters]
+        if out.is_contiguous() and steps in (None, row_major(out.shape)) and all(map(is_dense, parameters)):
+            out, *parameters = map(in_a_row, (out, *parameters))
+            steps = (1,)
+        steps = row_major(out.shape) if steps is None else steps
+        with made_current(out.device) as device:
+            Filling(device, out.dtype, draw).each(out, first, steps, parameters)
+
     def plan(self, device: torch.device, dtype: torch.dtype, law: tuple[str, tuple[float, ...]]) -> Plan:
         """What fills contiguous memory of this device with a law, and need not find out how each time."""
         kind, parameters = law
@@ -311,13 +353,23 @@ class GpuEngine:
 
         return write
 
-    def sample(self, device: torch.device, dtype: torch.dtype, draw: Draw) -> tuple[torch.Tensor, int]:
-        """A few thousand neighbours drawn by each of the kernels in turn, and the first one's number."""
+    def sample(
+        self, device: torch.device, dtype: torch.dtype, draw: Draw, by_element: bool = False
+    ) -> tuple[torch.Tensor, int]:
+        """A few thousand neighbours drawn by each of the kernels in turn, and the first one's number.
+
+        Where `by_element`, by the kernel whose elements have parameters of their own.
+        """
         with made_current(device) as current:
             filling = Filling(current, dtype, draw)
             ragged = 48  # elements, a multiple of 16 bytes, before the first tile and after the last
             first = 3 * filling.tile - ragged
             out = torch.empty(2 * filling.tile + 3 * ragged, dtype=dtype, device=device)
+            if by_element:
+                stored = torch.float64 if width_of(draw.kind, dtype) == 64 else torch.float32
+                given = [torch.full_like(out, value, dtype=stored) for value in draw.parameters]
+                self.fill_each(out, draw._replace(parameters=()), first, None, given)
+                return out, first
             boxed = out.numel() - ragged  # the last ones as a box of 4 rows, which another kernel fills
             filling.neighbours(out.data_ptr(), first, boxed, 0)
             size, row = out.element_size(), ragged // 4

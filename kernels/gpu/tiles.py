@@ -177,3 +177,36 @@ def fill_runs(
         offset = number * (16 * LANES) + (16 * lane + column) - index
         inside = (offset >= 0) & (offset < length) & (row < rows)
         tl.store(out + (place + offset * stride), samples[lane], mask=inside)
+
+
+@triton.jit
+def fill_each(
+    address, first, length, stride, given, given_steps, seed, stream_id,
+    PHILOX: tl.constexpr, LAW: tl.constexpr, HEAD: tl.constexpr, PAIRS: tl.constexpr, WIDTH: tl.constexpr,
+    REAL: tl.constexpr, EXACT: tl.constexpr, FINISH: tl.constexpr, ELEMENT: tl.constexpr, STORED: tl.constexpr,
+    ROWS: tl.constexpr,
+):  # fmt: skip
+    """Write one run of `length` neighbours of the stream, each with parameters of its own, `stride` elements apart.
+
+    Those of an element lie at the addresses `given`, `given_steps` (in elements) from one element to the next.
+    """
+    LANES: tl.constexpr = 128 // WIDTH
+    thread = tl.arange(0, ROWS * 16)
+    column = thread % 16
+    number = first // (16 * LANES) + (tl.program_id(0) * ROWS + thread // 16)
+    counter = number * 16 + column
+    words = PHILOX(
+        low_word(counter), high_word(counter),
+        low_word(stream_id), high_word(stream_id), low_word(seed), high_word(seed),
+    )  # fmt: skip
+    out = address.to(tl.pointer_type(ELEMENT))
+    for lane in tl.static_range(LANES):
+        offset = number * (16 * LANES) + (16 * lane + column) - first
+        inside = (offset >= 0) & (offset < length)
+        numbers = ()
+        for k in tl.static_range(len(given)):
+            place = given[k].to(tl.pointer_type(STORED)) + offset * given_steps[k]
+            numbers = numbers + (tl.load(place, mask=inside, other=0.0).to(REAL),)
+        # The other lanes' samples, which are not theirs with this lane's parameters, are left out by the compiler.
+        samples = lanes(words, numbers, LAW, HEAD, PAIRS, WIDTH, EXACT, FINISH, ELEMENT)
+        tl.store(out + offset * stride, samples[lane], mask=inside)

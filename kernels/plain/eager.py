@@ -99,13 +99,13 @@ ARITHMETIC = {
 }
 
 
-def lanes_at(draw: Draw, counter: Tensor, width: int) -> list[Tensor]:
+def lanes_at(draw: Draw, counter: Tensor, width: int, each: Sequence[Tensor] = ()) -> list[Tensor]:
     """All samples that these counters draw, a tensor for each lane."""
     stream_low, stream_high = draw.stream_id & MASK, draw.stream_id >> 32
     words = ARITHMETIC[32](philox)(
         counter & MASK, (counter >> 32) & MASK, stream_low, stream_high, draw.seed & MASK, draw.seed >> 32
     )
-    return sample_lanes(ARITHMETIC[width], draw.kind, words, draw.parameters)
+    return sample_lanes(ARITHMETIC[width], draw.kind, words, (*draw.parameters, *each))
 
 
 def neighbours(draw: Draw, first: int, count: int, width: int, device: torch.device) -> Tensor:
@@ -117,10 +117,10 @@ def neighbours(draw: Draw, first: int, count: int, width: int, device: torch.dev
     return torch.stack(lanes, dim=1).flatten()[first % size :][:count]
 
 
-def scattered(draw: Draw, indices: Tensor, width: int) -> Tensor:
-    """The elements at any indices: every lane is drawn for each, one is kept."""
+def scattered(draw: Draw, indices: Tensor, width: int, each: Sequence[Tensor] = ()) -> Tensor:
+    """The elements at any indices, perhaps with parameters of their own: every lane is drawn for each, one is kept."""
     size = block_size(width)
-    lanes = lanes_at(draw, indices // size * COLUMNS + indices % COLUMNS, width)
+    lanes = lanes_at(draw, indices // size * COLUMNS + indices % COLUMNS, width, each)
     lane = indices % size // COLUMNS
     samples = lanes[0]
     for number in range(1, len(lanes)):
@@ -150,17 +150,25 @@ class EagerEngine:
             return "it needs float64, which mps does not have"
         return uncovered(dtype)
 
-    @torch.no_grad()
     def fill(self, out: Tensor, draw: Draw, first: int, steps: Sequence[int] | None) -> None:
+        self.fill_each(out, draw, first, steps, ())
+
+    @torch.no_grad()
+    def fill_each(
+        self, out: Tensor, draw: Draw, first: int, steps: Sequence[int] | None, parameters: Sequence[Tensor]
+    ) -> None:
         width, own = width_of(draw.kind, out.dtype), row_major(out.shape)
         steps = own if steps is None else steps
-        for part, start in parts(out, first, steps, PART):
+        for part, start, given in parts(out, first, steps, PART, parameters):
             # A part of several whole rows is one stretch of neighbours if its rows follow each other.
-            if all(n == 1 or s == t for n, s, t in zip(part.shape, steps, row_major(part.shape), strict=True)):
+            if not given and all(
+                n == 1 or s == t for n, s, t in zip(part.shape, steps, row_major(part.shape), strict=True)
+            ):
                 samples = neighbours(draw, start, part.numel(), width, out.device).view(part.shape)
             else:
                 indices = torch.tensor(start, device=out.device)
                 for n, step in zip(part.shape, steps, strict=True):
                     indices = indices[..., None] + torch.arange(n, device=out.device) * step
-                samples = scattered(draw, indices, width)
+                each = [tensor.to(torch.float64 if width == 64 else torch.float32) for tensor in given]
+                samples = scattered(draw, indices, width, each)
             part.copy_(rounded(samples, out.dtype))

@@ -73,8 +73,11 @@ ARITHMETIC = {
 }
 
 
-def values_at(draw: Draw, indices: NDArray[np.int64], width: int) -> Array:
-    """The draw's elements at `indices`, in the working precision: the stream contract as code."""
+def values_at(draw: Draw, indices: NDArray[np.int64], width: int, each: Sequence[Array] = ()) -> Array:
+    """The draw's elements at `indices`, in the working precision: the stream contract as code.
+
+    `each` lists the elements' own parameters, where they have some.
+    """
     block, within = np.divmod(indices, block_size(width))
     lane, column = np.divmod(within, COLUMNS)
     counter = (block * COLUMNS + column).astype(np.uint64)
@@ -87,7 +90,7 @@ def values_at(draw: Draw, indices: NDArray[np.int64], width: int) -> Array:
         word(draw.seed & 0xFFFFFFFF), word(draw.seed >> 32),
     )  # fmt: skip
     dtype = np.float64 if width == 64 else np.float32
-    parameters = [p if isinstance(p, int) else dtype(p) for p in draw.parameters]
+    parameters = [p if isinstance(p, int) else dtype(p) for p in draw.parameters] + [p.astype(dtype) for p in each]
     lanes = sample_lanes(ARITHMETIC[width], draw.kind, words, parameters)
     return np.choose(lane, lanes)
 
@@ -113,14 +116,20 @@ class ReferenceEngine:
     def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
         return uncovered(dtype)
 
-    @torch.no_grad()
     def fill(self, out: torch.Tensor, draw: Draw, first: int, steps: Sequence[int] | None) -> None:
+        self.fill_each(out, draw, first, steps, ())
+
+    @torch.no_grad()
+    def fill_each(
+        self, out: torch.Tensor, draw: Draw, first: int, steps: Sequence[int] | None, parameters: Sequence[torch.Tensor]
+    ) -> None:
         steps = row_major(out.shape) if steps is None else steps
         with np.errstate(over="ignore", invalid="ignore"):  # words wrap, and samples may overflow
-            for part, start in parts(out, first, steps, PART):
+            for part, start, given in parts(out, first, steps, PART, parameters):
                 axes = [np.arange(n) * step for n, step in zip(part.shape, steps, strict=True)]
-                indices = np.array(start)
+                indices = np.array([start])
                 for axis in axes:
                     indices = indices[..., None] + axis
-                samples = values_at(draw, indices.astype(np.int64), width_of(draw.kind, out.dtype))
-                part.copy_(rounded(samples, out.dtype))
+                each = [tensor.double().cpu().numpy() for tensor in given]
+                samples = values_at(draw, indices.astype(np.int64), width_of(draw.kind, out.dtype), each)
+                part.copy_(rounded(samples, out.dtype).view(part.shape))

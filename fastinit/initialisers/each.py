@@ -1,0 +1,141 @@
+"""Samples whose law has parameters of its own for each element."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Generator, Tensor
+
+from ..drawing import engines
+from ..drawing.fill import ByElement, fill
+from ..drawing.flags import forced_engine
+from ..drawing.regions import Shard, Target, local_of
+from ..drawing.route import COMPILED, TORCH, outside_contract, way
+from ..drawing.streams import Stream, drawn_seed
+from ..drawing.torch_private import increment_version
+from ..kernels.dtypes import FORMATS, drawn_as
+from ..laws import Bernoulli, Law, Normal
+from .quick import ordinary_address
+from .table import DTYPES
+
+T = TypeVar("T", bound=Target)
+Numbers = float | Tensor
+READY = (torch.float32,)  # what the fast path reads
+MOST_IN_BLOCK = 64  # elements; see `contract.block_size`
+LIKE: dict[str, Law] = {"normal_": Normal(0.25, 2.0), "bernoulli_": Bernoulli(0.3)}  # what GPUs are tried with
+
+
+def fill_each(
+    name: str,
+    target: T,
+    numbers: tuple[Numbers, ...],
+    generator: Generator | None,
+    fast: bool | None,
+    stream: Stream | None,
+    by_torch: Callable[[], T],
+) -> T:
+    """Fill `target` with samples of the law `name`, whose numbers are tensors that broadcast to its (local) shape.
+
+    `by_torch` is torch's call, which serves what the kernels do not: other dtypes, tensors of numbers that are not
+    plain. Raises `RuntimeError` where it would have to serve and cannot (see `route.way`), and torch's errors for
+    numbers out of range and for shapes that do not fit.
+    """
+    if fill_quickly(name, target, numbers, generator, fast, stream):
+        return target
+    local = local_of(target)
+    by = way(target, generator, fast, stream, "normal_", None, DTYPES.get(name, FORMATS))
+    tensors = [number for number in numbers if isinstance(number, Tensor)]
+    lacking = next((reason for tensor in tensors if (reason := not_read(tensor, local)) is not None), None)
+    if by is TORCH or lacking is not None:
+        if lacking is not None and (fast or stream is not None or isinstance(target, Shard)):
+            raise RuntimeError(f"{name} by element draws with plain tensors of numbers alone: {lacking}")
+        return by_torch()
+    check_range(name, numbers)
+    given = tuple(as_read(number, local) for number in numbers)
+    fill(target, ByElement(LIKE[name], given), generator, stream=stream, compiled=by is COMPILED)
+    return target
+
+
+def fill_quickly(
+    name: str,
+    target: Target,
+    numbers: tuple[Numbers, ...],
+    generator: Generator | None,
+    fast: bool | None,
+    stream: Stream | None,
+) -> bool:
+    """The same for a small tensor of the CPU, if nothing needs a second look and all numbers are ready to be read."""
+    address = ordinary_address(target, generator, fast, stream, "normal_", DTYPES.get(name, FORMATS))
+    if not address or forced_engine.get() is not None:
+        return False
+    tensor, places, kept = cast("Tensor", target), [], []
+    size, count = tensor.element_size(), tensor.numel()
+    for number in numbers:
+        if not isinstance(number, Tensor):
+            kept.append(torch.full((MOST_IN_BLOCK,), number, dtype=torch.float32, device="cpu"))
+            places += [kept[-1].data_ptr(), 0]
+            continue
+        place = ordinary_address(number, None, None, None, "normal_", READY)
+        if number.shape != tensor.shape or not place or abs(place - address) < 8 * count:
+            return False
+        places += [place, 4]
+    write, most = plan(name, tensor.dtype, len(numbers)) if tensor.is_cpu else (None, 0)
+    if write is None or size * count > most:
+        return False
+    check_range(name, numbers)
+    seed, stream_id = (drawn_seed(generator), 0) if stream is None else (stream.seed, stream.id)
+    increment_version((tensor,))  # before the write: an interruption may come between
+    write(address, 0, count, 0, count, size, 0, 0, seed, stream_id, 0, tuple(places))
+    return True
+
+
+plans: dict[tuple[str, torch.dtype, int], tuple[Any, int]] = {}  # as `plan` found them
+
+
+def plan(name: str, dtype: torch.dtype, parameters: int) -> tuple[Any, int]:
+    """The CPU engine's kernel, and up to how many bytes one call of it fills; no kernel where another engine draws."""
+    key = (name, dtype, parameters)
+    if key not in plans:
+        engine: Any = engines.choose(torch.device("cpu"), drawn_as(dtype), False)
+        if engine.name != "cpu":
+            return None, 0
+        plans[key] = engine.plan_each(LIKE[name].parameters(dtype)[0], drawn_as(dtype), parameters)
+    return plans[key]
+
+
+def not_read(tensor: Tensor, local: Tensor) -> str | None:
+    """Why the kernels cannot read numbers from this tensor; None if they can."""
+    if tensor.is_meta or (tensor.device != local.device and tensor.dim()):
+        return f"numbers on {tensor.device} for a tensor on {local.device}"
+    reason = outside_contract(tensor)
+    return None if reason == "its elements may share memory" else reason  # they are only read
+
+
+def as_read(number: Numbers, local: Tensor) -> Tensor:
+    """Numbers as a tensor on the device that is written, apart from the memory that is."""
+    if not isinstance(number, Tensor):
+        return torch.tensor(number, dtype=torch.float64, device=local.device)
+    if number.device != local.device or number.untyped_storage().data_ptr() == local.untyped_storage().data_ptr():
+        return number.detach().to(local.device, copy=True)
+    return number.detach()
+
+
+def check_range(name: str, numbers: tuple[Numbers, ...]) -> None:
+    """Raises torch's error where a number is out of range, or none. Reads them all; on a GPU it waits for them."""
+    number = numbers[-1]  # the standard deviation, or the probability
+    if not isinstance(number, Tensor):
+        low = high = float(number)
+    elif number.numel() == 0:
+        return
+    elif name == "normal_":
+        low = high = number.min().item()
+    else:
+        low, high = (bound.item() for bound in torch.aminmax(number))
+    if name == "normal_" and not low >= 0:
+        if isinstance(number, Tensor):
+            torch.normal(0.0, torch.tensor([-1.0], device="cpu"))
+        torch.normal(0.0, low, (0,), device="cpu")
+    if name == "bernoulli_" and not (low >= 0 and high <= 1):
+        torch.empty(1, device="cpu").bernoulli_(torch.tensor([2.0], device="cpu"))

@@ -1,0 +1,183 @@
+"""Kernels that take 64-bit words of a stream, of two random words each, for something else than samples of a law.
+
+To order numbers: a bucket sort, as the words are spread evenly.
+Number i stands for word i. By the first bits of its word it comes into a bucket as an entry:
+the next 32 bits of the word, and i. A bucket fits into the cache, where a second distribution leaves a number some
+places from its own. Where 32 bits do not tell two apart, their words are drawn again: one pair in 2^32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic, register_jitable
+
+from ..contract import COLUMNS
+from .blocks import store, words_of
+from .loops import load_int64, scratch, store_int64
+from .simd import join
+
+Step = Literal["count", "scatter", "settle", "choose"]
+STEPS: tuple[Step, ...] = get_args(Step)
+BLOCK = 2 * COLUMNS  # words that sixteen counters draw
+BLOCK_BYTES = 8 * BLOCK
+INDEX = np.uint64(0xFFFFFFFF)
+HALF, HALF_MASK = np.uint64(32), np.uint64(0xFFFFFFFF00000000)
+ONE = np.uint64(1)
+
+
+@intrinsic
+def draw_words(context, address, block, seed, stream_id):
+    """Writes all words of a block, of 64 bits each."""
+
+    def build(context, builder, signature, arguments):
+        address, block, seed, stream_id = arguments
+        a, b, c, d = words_of(builder, COLUMNS, block, (seed, stream_id))
+        vectors = [join(a, b).value, join(c, d).value]
+        store(builder, vectors, address, 8, ir.Constant(ir.IntType(64), 0))
+        return context.get_dummy_value()
+
+    return types.void(address, block, seed, stream_id), build
+
+
+@intrinsic
+def load_word(context, address):
+    def build(context, builder, signature, arguments):
+        return builder.load(builder.inttoptr(arguments[0], ir.IntType(64).as_pointer()))
+
+    return types.uint64(address), build
+
+
+@intrinsic
+def counted(context, address, more):
+    """The count of 32 bits that stands there, to which `more` is added."""
+
+    def build(context, builder, signature, arguments):
+        place = builder.inttoptr(arguments[0], ir.IntType(32).as_pointer())
+        count = builder.load(place)
+        builder.store(builder.add(count, builder.trunc(arguments[1], count.type)), place)
+        return builder.zext(count, ir.IntType(64))
+
+    return types.int64(address, more), build
+
+
+@intrinsic
+def high_half(context, a, b):
+    """Of the product of two words of 64 bits."""
+
+    def build(context, builder, signature, arguments):
+        both = ir.IntType(128)
+        product = builder.mul(*(builder.zext(word, both) for word in arguments))
+        return builder.trunc(builder.lshr(product, both(64)), ir.IntType(64))
+
+    return types.uint64(a, b), build
+
+
+@register_jitable
+def word_of(number, spare, seed, stream_id):
+    draw_words(spare, number // BLOCK, seed, stream_id)
+    return load_word(spare + 8 * (number % BLOCK))
+
+
+@register_jitable
+def follows(a, b, spare, seed, stream_id):
+    """Whether entry a comes after entry b: by their words, then by their numbers."""
+    if a >> HALF != b >> HALF:
+        return a > b
+    first = word_of(np.int64(a & INDEX), spare, seed, stream_id)
+    second = word_of(np.int64(b & INDEX), spare, seed, stream_id)
+    return first > second or (first == second and a > b)
+
+
+def count(counts, first, length, start, stop, bits, outer, entries, seed, stream_id, streaming, parameters):
+    """How many of the numbers in [start, stop) go to each of 2^bits buckets, added to `counts`."""
+    spare = scratch(BLOCK_BYTES)
+    shift = np.uint64(63 - bits)  # and once more, as no word can be shifted by all its bits
+    for block in range(start // BLOCK, -(-stop // BLOCK)):
+        draw_words(spare, block, seed, stream_id)
+        for k in range(min(BLOCK, stop - block * BLOCK)):
+            place = counts + 8 * np.int64(load_word(spare + 8 * k) >> shift >> ONE)
+            store_int64(load_int64(place) + 1, place)
+
+
+def scatter(places, first, length, start, stop, bits, outer, entries, seed, stream_id, streaming, parameters):
+    """Write the numbers in [start, stop) to their buckets, each of which goes on at `places`."""
+    spare = scratch(BLOCK_BYTES)
+    shift, used = np.uint64(63 - bits), np.uint64(bits)
+    for block in range(start // BLOCK, -(-stop // BLOCK)):
+        draw_words(spare, block, seed, stream_id)
+        for k in range(min(BLOCK, stop - block * BLOCK)):
+            word = load_word(spare + 8 * k)
+            place = places + 8 * np.int64(word >> shift >> ONE)
+            at = load_int64(place)
+            store_int64(at + 1, place)
+            store_int64(np.int64((word << used) & HALF_MASK | np.uint64(block * BLOCK + k)), entries + 8 * at)
+
+
+def settle(out, bucket, last, start, stop, bits, bounds, entries, seed, stream_id, spare, parameters):
+    """Order the buckets from number `bucket` up to `last`, whose entries are [start, stop), and write their numbers.
+
+    `bounds` lists where buckets begin, and end; at `spare` there is room for the greatest one, and for 2^bits counts.
+    """
+    words = scratch(BLOCK_BYTES)
+    counts, ordered = spare, spare + (4 << bits)
+    shift = np.uint64(63 - bits)
+    while bucket < last:
+        begin, end = load_int64(bounds + 8 * bucket), load_int64(bounds + 8 * bucket + 8)
+        for pair in range(1 << bits >> 1):
+            store_int64(0, counts + 8 * pair)
+        for at in range(begin, end):
+            counted(counts + 4 * np.int64(load_word(entries + 8 * at) >> shift >> ONE), 1)
+        total = 0
+        for k in range(1 << bits):
+            here = counted(counts + 4 * k, 0)
+            counted(counts + 4 * k, total - here)
+            total += here
+        for at in range(begin, end):
+            entry = load_word(entries + 8 * at)
+            to = counted(counts + 4 * np.int64(entry >> shift >> ONE), 1)
+            store_int64(np.int64(entry), ordered + 8 * to)
+        before = load_word(ordered)
+        for at in range(1, end - begin):
+            entry = load_word(ordered + 8 * at)
+            if follows(before, entry, words, seed, stream_id):
+                to = at
+                while to > 0 and follows(load_word(ordered + 8 * to - 8), entry, words, seed, stream_id):
+                    store_int64(np.int64(load_word(ordered + 8 * to - 8)), ordered + 8 * to)
+                    to -= 1
+                store_int64(np.int64(entry), ordered + 8 * to)
+            else:
+                before = entry
+        for at in range(end - begin):
+            store_int64(np.int64(load_word(ordered + 8 * at) & INDEX), out + 8 * (begin + at))
+        bucket += 1
+
+
+def choose(out, first, length, start, stop, total, outer, sums, seed, stream_id, streaming, parameters):
+    """For each word in [first + start, first + stop) the place that its share of `total` has among `length` sums.
+
+    That is the number of sums that are at most floor(word * total / 2^64); the last one is `total`.
+    """
+    spare = scratch(BLOCK_BYTES)
+    position = first + start
+    while position < first + stop:
+        block = position // BLOCK
+        draw_words(spare, block, seed, stream_id)
+        for k in range(position - block * BLOCK, min(BLOCK, first + stop - block * BLOCK)):
+            share = np.int64(high_half(load_word(spare + 8 * k), np.uint64(total)))
+            place, left = 0, length
+            while left > 1:  # without a branch that could be foreseen wrongly
+                half = left >> 1
+                place += half if load_int64(sums + 8 * (place + half - 1)) <= share else 0
+                left -= half
+            store_int64(place, out + 8 * (position - first))
+            position += 1
+
+
+def step_kernel(step: Step) -> Callable[..., None]:
+    """The Python source of a step, with the arguments of all kernels; still to be compiled."""
+    return {"count": count, "scatter": scatter, "settle": settle, "choose": choose}[step]
