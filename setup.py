@@ -24,6 +24,10 @@ setup(
         *(f"fastinit.kernels.{name}" for name in find_packages("kernels")),
     ],
     package_dir={"fastinit": "fastinit", "fastinit.kernels": "kernels"},
-    package_data={"fastinit": ["py.typed", "README.md"], "fastinit.kernels": ["README.md"]},
+    package_data={
+        "fastinit": ["py.typed", "README.md"],
+        "fastinit.initialisers": ["README.md"],
+        "fastinit.kernels": ["README.md"],
+    },
     cmdclass={"sdist": SourceDistribution},
 )

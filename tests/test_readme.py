@@ -13,7 +13,13 @@ import fastinit
 ROOT = Path(__file__).parents[1]
 PACKAGE, KERNELS = Path(fastinit.__file__).parent, Path(fastinit.kernels.__file__).parent
 # fastinit/ and kernels/ are not beside the tests where an installed package is tested.
-PLACES = {"fastinit": PACKAGE, "kernels": KERNELS, "bench": ROOT / "bench", "tests": ROOT / "tests"}
+PLACES = {
+    "fastinit": PACKAGE,
+    "fastinit/initialisers": PACKAGE / "initialisers",
+    "kernels": KERNELS,
+    "bench": ROOT / "bench",
+    "tests": ROOT / "tests",
+}
 PAGES = {"README.md": ROOT / "README.md"} | {f"{name}/README.md": place / "README.md" for name, place in PLACES.items()}
 TEXTS = {name: path.read_text() for name, path in PAGES.items()}
 README = TEXTS["README.md"]
