@@ -2,7 +2,7 @@
 
 from .drawing.flags import flag, use_engine
 from .drawing.regions import shard
-from .drawing.streams import Stream
+from .drawing.streams import CONTRACT, Stream
 from .init import (
     _calculate_correct_fan as _calculate_correct_fan,
     _calculate_fan_in_and_fan_out as _calculate_fan_in_and_fan_out,
@@ -54,9 +54,6 @@ from .scaled import (
     variance_scaling_,
 )
 from .structured import convolution_orthogonal_, delta_orthogonal_, identity_
-
-CONTRACT = 1
-"""Version of the stream contract: within one version, bits never change."""
 
 __version__ = "0.1.0"
 
