@@ -1,5 +1,6 @@
 """torch.nn.init, compiled: `import fastinit as init`."""
 
+from . import initialisers
 from .drawing.flags import flag, use_engine
 from .drawing.regions import shard
 from .drawing.streams import CONTRACT, Stream
@@ -67,3 +68,6 @@ __all__ = [
     "use_engine", "variance_scaling_", "xavier_normal", "xavier_normal_", "xavier_uniform", "xavier_uniform_",
     "zeros_",
 ]  # fmt: skip
+
+# Every public function that fills a tensor has a value of its name; bits_ is no initialiser.
+initialisers.values.functions |= {name: globals()[name] for name in __all__ if name[-1] == "_" and name != "bits_"}
