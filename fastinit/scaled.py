@@ -57,12 +57,14 @@ def variance_scaling_(
     return serve(name, tensor, (scale, mode), generator, fast, stream, given, shaped=True, stands_for=torchs)
 
 
+OPTIONS = [p for p in inspect.signature(variance_scaling_).parameters.values() if p.kind is p.KEYWORD_ONLY]
+
+
 def with_options(function: F) -> F:
-    """Give a function the signature that its `**options` stand for: the keywords of `variance_scaling_`."""
-    own, options = (inspect.signature(f).parameters.values() for f in (function, variance_scaling_))
-    kept = [p for p in own if p.kind is not p.VAR_KEYWORD]
-    signature = inspect.Signature([*kept, *(p for p in options if p.kind is p.KEYWORD_ONLY)], return_annotation="T")
-    function.__signature__ = signature  # type: ignore[attr-defined]
+    """Give a function the signature that its `**options` stand for: with the keywords of `variance_scaling_`."""
+    own = inspect.signature(function)
+    kept = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    function.__signature__ = own.replace(parameters=[*kept, *OPTIONS])  # type: ignore[attr-defined]
     return function
 
 

@@ -211,6 +211,8 @@ def test_configurations_that_are_none(config):
         ("trunc_normal", {"bounds": "std"}, ValueError, "bounds are in units of"),
         ("mup_normal", {"role": "x"}, ValueError, "role is one of"),
         ("depth_scaled_normal", {"depth": 0}, ValueError, "whole number of layers"),
+        ("dirac", {"groups": 2.5}, ValueError, "whole number of groups above 0, got 2.5"),
+        ("dirac", {"groups": 0}, ValueError, "whole number of groups above 0, got 0"),
         ("constant", {"val": []}, ValueError, "constant_ needs 1 to"),
     ],
     ids=str,

@@ -30,7 +30,6 @@ from .fans import axes, fans
 T = TypeVar("T", bound=Target)
 Function = Callable[..., Any]
 PARAMETER = inspect.Parameter
-NOTHING = torch.empty(0, device="cpu")
 HOW = ("generator", "fast", "stream")  # what a call says, and a value does not
 
 # The public in-place functions by their names; fastinit's __init__ enters them.
@@ -74,9 +73,11 @@ class Initializer:
         layout = self.argument("layout") if self.takes("layout") else None
         if layout is not None:
             fans((1,) * len(layout) if isinstance(layout, str) else (), layout)
-        if outside_contract(NOTHING) is not None or any(map(originals.replacement, originals.NAMES)):
+        overheard = outside_contract(torch.empty(0, device="cpu")) is not None
+        if overheard or any(map(originals.replacement, originals.NAMES)):
             return
-        size = 16 * (self.argument("groups") if self.takes("groups") and self.argument("groups") is not None else 1)
+        groups = self.argument("groups") if self.takes("groups") else 1
+        size = 16 * groups if type(groups) is int else 16
         shapes = [(size,) * len(layout)] if layout else [(size,) * 2, (size,) * 3, (1 << 40,)]
         first: Exception | None = None
         for shape, dtype in itertools.product(shapes, (torch.float64, torch.int64)):
