@@ -70,4 +70,4 @@ __all__ = [
 ]  # fmt: skip
 
 # Every public function that fills a tensor has a value of its name; bits_ is no initialiser.
-initialisers.values.functions |= {name: globals()[name] for name in __all__ if name[-1] == "_" and name != "bits_"}
+initialisers.functions |= {name: globals()[name] for name in __all__ if name[-1] == "_" and name != "bits_"}

@@ -5,19 +5,24 @@ Call the value with a shape for a tensor, or have it fill one: see `Initializer`
 """
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-from .values import Initializer, get, names
+if TYPE_CHECKING:
+    from .values import Initializer, get, names
 
 __all__ = ["Initializer", "get", "names"]
 
+# The public in-place functions by their names; fastinit's __init__ enters them.
+functions: dict[str, Callable[..., Any]] = {}
 
-def __getattr__(name: str) -> Callable[..., Initializer]:
-    from .values import factory
 
-    if name in names():
-        return factory(name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __getattr__(name: str) -> Any:
+    if name not in __all__ and f"{name}_" not in functions:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import values  # who uses none need not wait for it
+
+    return getattr(values, name) if name in __all__ else values.factory(name)
 
 
 def __dir__() -> list[str]:
-    return [*__all__, *names()]
+    return [*__all__, *(name.removesuffix("_") for name in functions)]

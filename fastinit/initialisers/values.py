@@ -25,15 +25,12 @@ from ..drawing.regions import Target, shard
 from ..drawing.route import outside_contract
 from ..drawing.streams import Stream, check_source
 from ..laws.floats import as_float
+from . import functions
 from .fans import axes, fans
 
 T = TypeVar("T", bound=Target)
-Function = Callable[..., Any]
 PARAMETER = inspect.Parameter
 HOW = ("generator", "fast", "stream")  # what a call says, and a value does not
-
-# The public in-place functions by their names; fastinit's __init__ enters them.
-functions: dict[str, Function] = {}
 
 
 @dataclass(frozen=True, repr=False)
