@@ -1,9 +1,9 @@
 """torch.nn.init, compiled: `import fastinit as init`."""
 
-from . import random
+from . import initialisers, random
 from .drawing.flags import flag, use_engine
 from .drawing.regions import shard
-from .drawing.streams import Stream
+from .drawing.streams import CONTRACT, Stream
 from .init import (
     _calculate_correct_fan as _calculate_correct_fan,
     _calculate_fan_in_and_fan_out as _calculate_fan_in_and_fan_out,
@@ -56,9 +56,6 @@ from .scaled import (
 )
 from .structured import convolution_orthogonal_, delta_orthogonal_, identity_
 
-CONTRACT = 1
-"""Version of the stream contract: within one version, bits never change."""
-
 __version__ = "0.1.0"
 
 __all__ = [
@@ -71,3 +68,6 @@ __all__ = [
     "use_engine", "variance_scaling_", "xavier_normal", "xavier_normal_", "xavier_uniform", "xavier_uniform_",
     "zeros_",
 ]  # fmt: skip
+
+# Every public function that fills a tensor has a value of its name; bits_ is no initialiser.
+initialisers.functions |= {name: globals()[name] for name in __all__ if name[-1] == "_" and name != "bits_"}

@@ -119,7 +119,8 @@ def constant_(tensor: T, val: Any) -> T:
     several = isinstance(val, (list, tuple, np.ndarray, torch.Tensor)) and np.ndim(val) > 0
     if not several or decided_by_others("constant_", tensor):
         return _filled(torch_init.constant_, tensor, val)
-    values = torch.as_tensor(val).flatten()
+    own = None if isinstance(val, (np.ndarray, torch.Tensor)) else tensor.dtype  # a list's numbers are not float32 yet
+    values = torch.as_tensor(val, dtype=own).flatten()
     if not 0 < values.numel() <= max(tensor.numel(), 1):
         shape = tuple(tensor.shape)
         raise ValueError(f"constant_ needs 1 to {tensor.numel()} values for shape {shape}, got {len(values)}")

@@ -8,6 +8,7 @@ JAX and Keras shape them say so: layout="io" for a dense kernel, "sio" ("ssio") 
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -21,6 +22,7 @@ from .initialisers.fans import axes
 from .initialisers.quick import serve
 
 T = TypeVar("T", bound=Target)
+F = TypeVar("F", bound=Callable[..., Any])
 # The distributions, and the function of torch.nn.init that draws each.
 DISTRIBUTIONS = {"truncated_normal": "trunc_normal_", "untruncated_normal": "normal_", "uniform": "uniform_"}
 
@@ -55,36 +57,54 @@ def variance_scaling_(
     return serve(name, tensor, (scale, mode), generator, fast, stream, given, shaped=True, stands_for=torchs)
 
 
+OPTIONS = [p for p in inspect.signature(variance_scaling_).parameters.values() if p.kind is p.KEYWORD_ONLY]
+
+
+def with_options(function: F) -> F:
+    """Give a function the signature that its `**options` stand for: with the keywords of `variance_scaling_`."""
+    own = inspect.signature(function)
+    kept = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    function.__signature__ = own.replace(parameters=[*kept, *OPTIONS])  # type: ignore[attr-defined]
+    return function
+
+
+@with_options
 def lecun_normal_(tensor: T, generator: Generator | None = None, **options: Any) -> T:
     """Truncated normal of variance 1 / fan_in (LeCun et al. 1998); options as in `variance_scaling_`."""
     return variance_scaling_(tensor, 1.0, "fan_in", "truncated_normal", generator, **options)
 
 
+@with_options
 def lecun_uniform_(tensor: T, generator: Generator | None = None, **options: Any) -> T:
     """Uniform of variance 1 / fan_in (LeCun et al. 1998); options as in `variance_scaling_`."""
     return variance_scaling_(tensor, 1.0, "fan_in", "uniform", generator, **options)
 
 
+@with_options
 def glorot_normal_(tensor: T, generator: Generator | None = None, **options: Any) -> T:
     """Truncated normal of variance 2 / (fan_in + fan_out) (Glorot and Bengio 2010); `xavier_normal_` is not cut."""
     return variance_scaling_(tensor, 1.0, "fan_avg", "truncated_normal", generator, **options)
 
 
+@with_options
 def glorot_uniform_(tensor: T, generator: Generator | None = None, **options: Any) -> T:
     """Uniform of variance 2 / (fan_in + fan_out) (Glorot and Bengio 2010), the law of `xavier_uniform_`."""
     return variance_scaling_(tensor, 1.0, "fan_avg", "uniform", generator, **options)
 
 
+@with_options
 def he_normal_(tensor: T, generator: Generator | None = None, **options: Any) -> T:
     """Truncated normal of variance 2 / fan_in (He et al. 2015); `kaiming_normal_` is not cut."""
     return variance_scaling_(tensor, 2.0, "fan_in", "truncated_normal", generator, **options)
 
 
+@with_options
 def he_uniform_(tensor: T, generator: Generator | None = None, **options: Any) -> T:
     """Uniform of variance 2 / fan_in (He et al. 2015), the law of `kaiming_uniform_` for ReLU."""
     return variance_scaling_(tensor, 2.0, "fan_in", "uniform", generator, **options)
 
 
+@with_options
 def uniform_unit_scaling_(tensor: T, factor: float = 1.0, generator: Generator | None = None, **options: Any) -> T:
     """Uniform on [-b, b) with b = factor sqrt(3 / fan_in), as TensorFlow 1's `uniform_unit_scaling_initializer`."""
     return variance_scaling_(tensor, factor * factor, "fan_in", "uniform", generator, **options)

@@ -15,8 +15,8 @@ import fastinit
 from fastinit import Stream
 from fastinit.drawing import engines, tell
 from fastinit.drawing.engines import load
-from fastinit.initialisers import sparse as sparsity
-from fastinit.initialisers.sparse import SAME_SIZE, Drawn
+from fastinit.initialisers import columns as sparsity
+from fastinit.initialisers.columns import SAME_SIZE, Drawn
 from fastinit.kernels.contract import KernelMissing
 from fastinit.kernels.cpu import engine as cpu
 

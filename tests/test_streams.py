@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
+import json
 import threading
 
 import numpy as np
 import pytest
 import torch
-from common import FakeCudaGenerator, same_bits
+from common import FakeCudaGenerator, python, same_bits
 
 import fastinit
 from fastinit import Stream
@@ -112,6 +114,51 @@ def test_streams_hash_and_compare():
     assert {Stream(1, 2), Stream(1, 2)} == {Stream(1, 2)}
     with pytest.raises(AttributeError):
         Stream(1).seed = 3
+
+
+STREAMS = [Stream(0), Stream(2**64 - 1, 2**64 - 2), Stream.named("model.weight", 7)]
+
+
+@pytest.mark.parametrize("stream", STREAMS, ids=repr)
+def test_a_state_survives_a_checkpoint(stream, tmp_path):
+    state = stream.state_dict()
+    assert state == {"contract": 1, "seed": stream.seed, "id": stream.id}
+    assert all(type(number) is int for number in state.values())
+    file = io.BytesIO()
+    torch.save({"stream": state}, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)["stream"]
+    for loaded in (state, json.loads(json.dumps(state)), saved):
+        assert Stream.from_state_dict(loaded) == stream
+
+
+@pytest.mark.slow
+def test_a_state_survives_a_distributed_checkpoint(tmp_path):
+    code = f"""
+import torch, torch.distributed.checkpoint as dcp
+from fastinit import Stream
+dcp.save({{"stream": Stream(2**64 - 1, 5).state_dict()}}, checkpoint_id={str(tmp_path)!r}, no_dist=True)
+state = {{"stream": Stream(0).state_dict()}}
+dcp.load(state, checkpoint_id={str(tmp_path)!r}, no_dist=True)
+print(Stream.from_state_dict(state["stream"]))
+"""
+    assert python(code) == f"{Stream(2**64 - 1, 5)}\n"
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ({}, r"has contract, seed and id, got \[\]"),
+        ({"seed": 1, "id": 2}, r"has contract, seed and id, got \['id', 'seed'\]"),
+        ({"contract": 1, "seed": 1, "id": 2, "offset": 3}, "has contract, seed and id, got"),
+        ({"contract": 2, "seed": 1, "id": 2}, "a Stream of contract 2 has other bits in this release"),
+        ({"contract": 1, "seed": -1, "id": 2}, r"seed lies in \[0, 2\*\*64\)"),
+    ],
+    ids=str,
+)
+def test_states_that_are_none(state, words):
+    with pytest.raises(ValueError, match=words):
+        Stream.from_state_dict(state)
 
 
 def test_drawing_works_in_inference_mode_and_in_new_threads():

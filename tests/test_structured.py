@@ -50,6 +50,12 @@ def test_too_many_constants_are_refused():
     assert not tensor.any()
 
 
+def test_lists_of_constants_keep_the_precision_of_the_tensor():
+    tensor = fastinit.constant_(torch.empty(3, dtype=torch.float64), [0.1, 0.2])
+    assert tensor.tolist() == [0.1, 0.2, 0.2]
+    assert fastinit.constant_(torch.empty(2, dtype=torch.int64), (2**53 + 1,)).tolist() == [2**53 + 1] * 2
+
+
 def gram(matrix: torch.Tensor) -> torch.Tensor:
     """Products of rows or columns, whichever are fewer."""
     return matrix.t() @ matrix if matrix.shape[0] >= matrix.shape[1] else matrix @ matrix.t()

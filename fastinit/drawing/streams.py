@@ -6,7 +6,7 @@ import ctypes
 import hashlib
 import operator
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,9 @@ import torch
 from ..kernels.contract import GPUS
 from .regions import Shard, Target
 from .tell import warn_once
+
+CONTRACT = 1
+"""Version of the stream contract: within one version, bits never change."""
 
 MASK = (1 << 64) - 1
 LOWEST = -(1 << 63)  # torch's `random_` takes bounds: from here to the end of int64, which is 64 bits
@@ -53,6 +56,29 @@ class Stream:
     def child(self, label: str) -> Stream:
         """Another stream of the same seed, for a second purpose: same label, same child."""
         return Stream(self.seed, _digest(self.id.to_bytes(8, "little"), label.encode()))
+
+    def state_dict(self) -> dict[str, int]:
+        """The stream as whole numbers, for a checkpoint: `torch.save` (`weights_only` too) and JSON hold them.
+
+        Seed and id are unsigned 64-bit numbers, more than a JSON reader that knows only doubles keeps.
+        """
+        return {"contract": CONTRACT, "seed": self.seed, "id": self.id}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, int]) -> Stream:
+        """The stream that `state_dict` was called on; a stream never changes, so there is none to load a state into.
+
+        Raises `ValueError` for another version of the stream contract, whose bits this one would not draw, and where
+        entries are missing or unknown.
+        """
+        if set(state) != {"contract", "seed", "id"}:
+            raise ValueError(f"a Stream's state has contract, seed and id, got {sorted(state)}")
+        if state["contract"] != CONTRACT:
+            raise ValueError(
+                f"a Stream of contract {state['contract']} has other bits in this release, which draws contract "
+                f"{CONTRACT}; load it with the release that saved it"
+            )
+        return cls(state["seed"], state["id"])
 
 
 def _digest(*parts: bytes) -> int:

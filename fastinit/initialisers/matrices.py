@@ -13,7 +13,7 @@ from ..drawing.streams import Stream, source
 from ..kernels.dtypes import FORMATS
 from ..laws import Law, Normal
 from ..laws.floats import as_float
-from .sparse import zero_smallest
+from .columns import zero_smallest
 
 T = TypeVar("T", bound=Target)
 
