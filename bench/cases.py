@@ -18,11 +18,13 @@ import torch
 from torch import Tensor
 
 import fastinit
+from fastinit import random
 
 from .timing import Call
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 RANKS = 8
+MOST_MADE = 20  # log2 of the elements that a suite has made: torch's permutations and categories take their time
 NOTHING: Mapping[str, float] = MappingProxyType({})
 
 ELEMENTWISE: tuple[tuple[str, Mapping[str, float]], ...] = (
@@ -199,6 +201,55 @@ class Slices(Case):
         }
 
 
+def normal_each(count: int) -> tuple[Call, Call]:
+    mean, out = torch.rand(count), torch.empty(count)
+    return partial(random.normal, mean, 1.0, out=out), partial(torch.normal, mean, 1.0, out=out)
+
+
+def bernoulli_each(count: int) -> tuple[Call, Call]:
+    p, out = torch.rand(count), torch.empty(count)
+    return partial(fastinit.bernoulli_, out, p), partial(out.bernoulli_, p)
+
+
+def categories(replacement: bool, samples: Callable[[int], int], count: int) -> tuple[Call, Call]:
+    arguments = torch.rand(count), samples(count), replacement
+    return partial(random.multinomial, *arguments), partial(torch.multinomial, *arguments)
+
+
+def in_both(name: str, count: int) -> tuple[Call, Call]:
+    return partial(getattr(random, name), count), partial(getattr(torch, name), count)
+
+
+MADE: dict[str, Callable[[int], tuple[Call, Call]]] = {
+    "random.normal(mean tensor)": normal_each,
+    "bernoulli_(p tensor)": bernoulli_each,
+    "random.rand": partial(in_both, "rand"),
+    "random.randn": partial(in_both, "randn"),
+    "random.randperm": partial(in_both, "randperm"),
+    "random.multinomial(1 of n)": partial(categories, False, lambda count: 1),
+    "random.multinomial(n/4 of n)": partial(categories, False, lambda count: count // 4),
+    "random.multinomial(n, replacement)": partial(categories, True, lambda count: count),
+}
+
+
+@dataclass(frozen=True)
+class Made(Case):
+    """A call that makes a tensor, or takes tensors of parameters: one of MADE, of as many elements as the shape has."""
+
+    def calls(self) -> dict[str, Call]:
+        ours, theirs = MADE[self.function](self.elements)
+        return {
+            "fastinit": ours,
+            "torch": theirs,
+            "fill_": partial(write, torch.empty(self.elements, dtype=self.dtype)),
+        }
+
+
+def made(function: str, exponent: int = 26) -> Made:
+    whole = "randperm" in function or "multinomial" in function
+    return Made(function, NOTHING, torch.int64 if whole else torch.float32, square(exponent))
+
+
 @dataclass(frozen=True)
 class Model(Case):
     """Every parameter of a model shaped like Llama, allocated and initialised; `shape` is that of an embedding."""
@@ -258,6 +309,10 @@ def fill(function: str, dtype: torch.dtype = torch.float32, exponent: int = 26, 
     return Case(function, keywords, dtype, square(exponent))
 
 
+def sampler(function: str, given: Mapping[str, float], exponent: int = 26) -> Case:
+    return replace(fill(function, exponent=exponent), keywords=given)
+
+
 def one_thread(case: Case) -> Case:
     return replace(case, threads=1)
 
@@ -287,6 +342,10 @@ TABLE = (
     fill("trunc_normal_", torch.bfloat16),
     fill("normal_", torch.float16),
     fill("normal_", torch.float64),
+    *(sampler(function, given) for function, given, _ in SAMPLERS),
+    made("random.normal(mean tensor)"),
+    made("bernoulli_(p tensor)"),
+    made("random.randperm"),
 )
 
 
@@ -314,14 +373,17 @@ def elementwise(exponents: tuple[int, ...]) -> Iterator[Case]:
 
 
 def suite(exponents: tuple[int, ...]) -> Iterator[Case]:
-    """What `pytest bench` measures: laws, and a model."""
+    """What `pytest bench` measures: laws, samplers, what is made of tensors, and a model."""
     yield from elementwise(exponents)
+    for exponent in exponents:
+        yield from (sampler(function, given, exponent) for function, given, _ in SAMPLERS)
+        yield from (made(function, min(exponent, MOST_MADE)) for function in MADE)
     yield model(layers=1, vocabulary=4096) if exponents[-1] >= 20 else model(layers=1, vocabulary=256, width=64)
 
 
 def full_suite(exponents: tuple[int, ...]) -> Iterator[Case]:
-    """What `pytest bench --full` measures: laws, matrices, a model, and other kinds of memory in the greatest size."""
-    yield from elementwise(exponents)
+    """What `pytest bench --full` measures: the same, matrices, and other kinds of memory in the greatest size."""
+    yield from suite(exponents)
     for exponent in (8, 16):
         for dtype in (torch.float32, torch.float64):
             for function, keywords in MATRIX:

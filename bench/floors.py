@@ -44,6 +44,8 @@ class Bound(NamedTuple):
 
     @property
     def words(self) -> str:
+        if self.target == 0:
+            return f"(of {self.against}'s speed)"
         return f"≥ {self.target:g}x {self.against}" if self.faster else f"≤ {self.target:g}x {self.against}'s time"
 
 
@@ -99,6 +101,22 @@ def samplers() -> Iterator[Floor]:
             yield Floor(small, (torchs(1.0, 0.5),), budget=0.06, ci=exponent == 12)
 
 
+def made() -> Iterator[Floor]:
+    """Tensors of parameters, permutations, categories."""
+    yield Floor(cases.made("random.normal(mean tensor)"), (torchs(6, 1.5),))
+    yield Floor(cases.made("bernoulli_(p tensor)"), (torchs(10, 2.5),))
+    for exponent in (20, 24):
+        yield Floor(cases.made("random.randperm", exponent), (torchs(1, 0.5),), ci=exponent == 20)
+    for function in (name for name in cases.MADE if "multinomial" in name):
+        for exponent in (10, 16, 20):
+            yield Floor(cases.made(function, exponent), (torchs(1, 0.5),), ci=exponent == 16)
+    for function in ("random.normal(mean tensor)", "bernoulli_(p tensor)", "random.rand", "random.randn"):
+        for exponent in (8, 12, 16):
+            yield Floor(cases.made(function, exponent), (torchs(1, 0.5),), budget=0.06, ci=exponent == 16)
+    for exponent in (8, 12, 16, 18):  # where it is for the record
+        yield Floor(cases.made("random.randperm", exponent), (torchs(0, 0),), budget=0.1, ci=False)
+
+
 def others() -> Iterator[Floor]:
     """Fresh memory, a model, shards, matrices."""
     yield Floor(cases.fresh(), (torchs(3, 1.2), fills(1.3, 2.6)), ci=False)
@@ -116,6 +134,6 @@ def others() -> Iterator[Floor]:
         yield Floor(replace(sparse, shape=shape), (torchs(1.0, 0.5),))
 
 
-FLOORS = (*large(), *small(), *samplers(), *others())
+FLOORS = (*large(), *small(), *samplers(), *made(), *others())
 # Milliseconds from `import fastinit`, torch being imported, to the first tensor, with the kernels on disk already.
 FIRST_USE, FIRST_USE_ROUGH, FIRST_USE_WISH = 600.0, 2000.0, 150.0
