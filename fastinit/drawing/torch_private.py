@@ -93,9 +93,8 @@ increment_version: Callable[[tuple[Tensor, ...]], None] = find(
 find("torch.Tensor._version", None)  # which inference tensors refuse to tell: only the fast path asks
 
 COMPLETE = all(names.values())
-OF_CALLS = tuple(names)
 
-# --- compilers: eager calls do without these names ---------------------------------------------
+# --- compilers -----------------------------------------------------------------------------------
 
 
 def constant_in_graphs(function: F) -> F:
@@ -127,12 +126,3 @@ def is_recomputed() -> bool:
     except AttributeError:
         return False
     return False
-
-
-ordered: Any = find("torch._higher_order_ops.effects._EffectType.ORDERED", None)
-register_effect: Callable[[Any, Any], Any] = find("torch._higher_order_ops.effects._register_effectful_op", nothing)
-
-
-def keep_order(operator: Any) -> None:
-    """Have compilers keep each call of this operator and their order. Without these names they may not."""
-    register_effect(operator, ordered)

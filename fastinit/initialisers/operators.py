@@ -3,8 +3,9 @@
 `fastinit::initialise_` draws what the eager call draws, from the tensor that it finds then: its shape may be known only
 then, and so the scale of its law. It is a function of its arguments alone, so compilers may merge, move and repeat it.
 `fastinit::seed` is what it draws from where a call names no stream: one number of torch's default CPU generator. These
-calls keep their number and their order, which their tag alone does not make compilers do: Inductor sorts a graph by its
-peak memory, and AOTAutograd drops random numbers that nobody uses.
+calls keep their number and their order, because each writes one tensor that all of them share, `ORDER`. Their tag
+alone does not make compilers do so: Inductor sorts a graph by its peak memory, and AOTAutograd drops random numbers
+that nobody uses; torch 2.8 to 2.14 do the same to operators that are registered as having effects.
 """
 
 from __future__ import annotations
@@ -28,13 +29,16 @@ from .table import DTYPES, OF_SHAPES, draw
 T = TypeVar("T", bound=Target)
 Recorded = tuple[T, None, None]
 SIGN = 1 << 63  # torch's whole numbers are signed
-INITIALISE, SEED = "fastinit::initialise_", "fastinit::seed"
+INITIALISE, SEED, NEXT_SEED = "fastinit::initialise_", "fastinit::seed", "fastinit::next_seed"
 SCHEMAS = {
     INITIALISE: "(Tensor(a!) tensor, str name, Scalar[] numbers, str[] words, *, Tensor? drawn, SymInt seed, "
     "SymInt stream_id, bool compiled, str? layout, SymInt? fan_in, SymInt? fan_out, SymInt groups, SymInt[]? shape, "
     "SymInt[]? offset) -> ()",
     SEED: "(*, Device device, bool shared) -> Tensor",
+    NEXT_SEED: "(Tensor(a!) order, *, Device device, bool shared) -> Tensor",
 }
+with torch.inference_mode(False):
+    ORDER = torch.zeros(1, dtype=torch.int64, device="cpu")
 # What is no law of independent elements: by its name, (target, *values, generator, stream, compiled) -> target.
 whole: dict[str, Callable[..., Any]] = {"orthogonal_": matrices.orthogonal, "sparse_": matrices.sparse}
 
@@ -68,7 +72,7 @@ def record(
     local, given = local_of(target), layout if isinstance(layout, Axes) else Axes(layout, None, None, 1)
     drawn = None
     if stream is None and not is_passed(name, target):
-        drawn = torch.ops.fastinit.seed(device=local.device, shared=isinstance(target, Shard))
+        drawn = record_seed(local.device, isinstance(target, Shard))
     torch.ops.fastinit.initialise_(
         # Not `torch.no_grad()`: an error inside a graph would leave it on.
         local.detach() if local.requires_grad else local,
@@ -164,29 +168,46 @@ def initialise(
     draw(name, COMPILED if compiled else KERNELS, target, values, None, stream, axes)
 
 
+def record_seed(device: torch.device, shared: bool) -> Tensor:
+    """64 bits of the default generator for a tensor there, or for a part of a `shared` one: see `streams.source`.
+
+    A program that is exported must not write this process's tensor, and runs in the order in which it is written.
+    """
+    seed: Tensor
+    if torch.compiler.is_exporting():
+        seed = torch.ops.fastinit.seed(device=device, shared=shared)
+    else:
+        seed = torch.ops.fastinit.next_seed(ORDER, device=device, shared=shared)
+    return seed
+
+
 def draw_seed(*, device: torch.device, shared: bool) -> Tensor:
-    """64 bits of the default generator for a tensor there, or for a part of a `shared` one: see `streams.source`."""
     number = drawn_seed(None if shared else default_generator(device))
     return torch.tensor(signed(number), dtype=torch.int64, device="cpu")
 
 
-def fake_seed(*, device: torch.device, shared: bool) -> Tensor:
+def draw_next_seed(order: Tensor, *, device: torch.device, shared: bool) -> Tensor:
+    return draw_seed(device=device, shared=shared)
+
+
+def fake_seed(*_: Any, device: torch.device, shared: bool) -> Tensor:
     return torch.empty((), dtype=torch.int64, device="cpu")
 
 
 def register() -> None:
     """Make the operators known to torch, unless an earlier import of this module did."""
-    if hasattr(torch.ops.fastinit, "initialise_"):
+    if hasattr(torch.ops.fastinit, "next_seed"):
         return
     random = (torch.Tag.nondeterministic_seeded,)
     for name, function, fake, tags in (
         (INITIALISE, initialise, lambda *_, **__: None, ()),
         (SEED, draw_seed, fake_seed, random),
+        (NEXT_SEED, draw_next_seed, fake_seed, random),
     ):
         torch.library.define(name, SCHEMAS[name], tags=tags)
         torch.library.impl(name, "default", function)
         torch.library.register_fake(name, fake)
-    private.keep_order(torch.ops.fastinit.seed.default)
+    torch.fx.node.has_side_effect(torch.ops.fastinit.seed.default)  # or exported programs lose those that nobody uses
 
 
 register()
