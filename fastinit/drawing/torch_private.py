@@ -114,6 +114,12 @@ def is_transforming() -> bool:
 
 
 @constant_in_graphs
+def is_exporting() -> bool:
+    """Whether torch.export is at work. Traced by torch 2.8, its own function says so inside torch.compile, too."""
+    return torch.compiler.is_exporting()
+
+
+@constant_in_graphs
 def is_recomputed() -> bool:
     """Whether Dynamo is tracing what torch.utils.checkpoint runs once more. No, where torch does not tell."""
     translator = getattr(sys.modules.get("torch._dynamo.symbolic_convert"), "InstructionTranslator", None)

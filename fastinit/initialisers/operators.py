@@ -27,7 +27,6 @@ from .fans import Axes, Layout
 from .table import DTYPES, OF_SHAPES, draw
 
 T = TypeVar("T", bound=Target)
-Recorded = tuple[T, None, None]
 SIGN = 1 << 63  # torch's whole numbers are signed
 INITIALISE, SEED, NEXT_SEED = "fastinit::initialise_", "fastinit::seed", "fastinit::next_seed"
 SCHEMAS = {
@@ -57,7 +56,11 @@ def record(
     Raises `RuntimeError` (Dynamo an error of its own with the same text) for a generator, which torch cannot put into a
     graph, and for what torch.utils.checkpoint runs twice, where no stream makes it the same.
     """
-    if by is TORCH or any(isinstance(value, Tensor) and value.dim() > 0 for value in values):
+    if by is TORCH:
+        return draw(name, TORCH, target, values, generator, stream, layout)
+    if any(isinstance(value, Tensor) and value.dim() > 0 for value in values):  # a number for each element is torch's
+        if stream is not None or isinstance(target, Shard):
+            refuse(f"{name} takes one number for all elements, where a stream or a shard is given; got a tensor")
         return draw(name, TORCH, target, values, generator, stream, layout)
     if generator is not None:
         refuse(
@@ -174,7 +177,7 @@ def record_seed(device: torch.device, shared: bool) -> Tensor:
     A program that is exported must not write this process's tensor, and runs in the order in which it is written.
     """
     seed: Tensor
-    if torch.compiler.is_exporting():
+    if private.is_exporting():
         seed = torch.ops.fastinit.seed(device=device, shared=shared)
     else:
         seed = torch.ops.fastinit.next_seed(ORDER, device=device, shared=shared)
