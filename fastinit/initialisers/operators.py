@@ -62,16 +62,7 @@ def record(
         if stream is not None or isinstance(target, Shard):
             refuse(f"{name} takes one number for all elements, where a stream or a shard is given; got a tensor")
         return draw(name, TORCH, target, values, generator, stream, layout)
-    if generator is not None:
-        refuse(
-            f"{name} takes no generator= inside torch.compile and torch.export, which cannot pass one to an operator; "
-            "use stream=fastinit.Stream(seed), or seed the default generator with torch.manual_seed"
-        )
-    if stream is None and private.is_recomputed():
-        refuse(
-            f"{name} inside torch.utils.checkpoint inside torch.compile would draw other numbers when it is run "
-            "again for the backward pass; use stream=fastinit.Stream(seed)"
-        )
+    refuse_in_graphs(name, generator, stream)
     local, given = local_of(target), layout if isinstance(layout, Axes) else Axes(layout, None, None, 1)
     drawn = None
     if stream is None and not is_passed(name, target):
@@ -110,6 +101,20 @@ def draw_whole(
     else:
         whole[name](target, *values, generator, stream, by is COMPILED)
     return target
+
+
+def refuse_in_graphs(name: str, generator: torch.Generator | None, stream: Stream | None) -> None:
+    """Raises for what has no place in a graph, or would mean something else there."""
+    if generator is not None:
+        refuse(
+            f"{name} takes no generator= inside torch.compile and torch.export, which cannot pass one to an operator; "
+            "use stream=fastinit.Stream(seed), or seed the default generator with torch.manual_seed"
+        )
+    if stream is None and private.is_recomputed():
+        refuse(
+            f"{name} inside torch.utils.checkpoint inside torch.compile would draw other numbers when it is run "
+            "again for the backward pass; use stream=fastinit.Stream(seed)"
+        )
 
 
 @private.constant_in_graphs
