@@ -144,7 +144,10 @@ def test_torch_finds_nothing_wrong_with_the_operators(drawn, make):
     arguments = (make(), "kaiming_normal_", [0.0], ["fan_in", "relu"])
     found = torch.library.opcheck(torch.ops.fastinit.initialise_.default, arguments, options)
     found |= torch.library.opcheck(
-        torch.ops.fastinit.seed.default, (), {"device": torch.device("cpu"), "shared": False}, test_utils="test_schema"
+        torch.ops.fastinit.seed.default,
+        (torch.zeros(1),),
+        {"device": torch.device("cpu"), "shared": False},
+        test_utils="test_schema",
     )
     assert set(found.values()) == {"SUCCESS"}
     assert torch.Tag.nondeterministic_seeded in torch.ops.fastinit.seed.default.tags

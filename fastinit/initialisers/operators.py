@@ -2,7 +2,7 @@
 
 `fastinit::initialise_` draws what the eager call draws, from the tensor that it finds then: its shape may be known only
 then, and so the scale of its law. It is a function of its arguments alone, so compilers may merge, move and repeat it.
-`fastinit::seed` is what it draws from where a call names no stream: one number of torch's default CPU generator. These
+`fastinit::next_seed` is what it draws from where a call names no stream: one number of the default CPU generator. These
 calls keep their number and their order, because each writes one tensor that all of them share, `ORDER`. Their tag
 alone does not make compilers do so: Inductor sorts a graph by its peak memory, and AOTAutograd drops random numbers
 that nobody uses; torch 2.8 to 2.14 do the same to operators that are registered as having effects.
@@ -33,7 +33,7 @@ SCHEMAS = {
     INITIALISE: "(Tensor(a!) tensor, str name, Scalar[] numbers, str[] words, *, Tensor? drawn, SymInt seed, "
     "SymInt stream_id, bool compiled, str? layout, SymInt? fan_in, SymInt? fan_out, SymInt groups, SymInt[]? shape, "
     "SymInt[]? offset) -> ()",
-    SEED: "(*, Device device, bool shared) -> Tensor",
+    SEED: "(Tensor order, *, Device device, bool shared) -> Tensor",
     NEXT_SEED: "(Tensor(a!) order, *, Device device, bool shared) -> Tensor",
 }
 with torch.inference_mode(False):
@@ -176,30 +176,32 @@ def initialise(
     draw(name, COMPILED if compiled else KERNELS, target, values, None, stream, axes)
 
 
+@private.constant_in_graphs
+def constant_order() -> Tensor:
+    """`ORDER` as what a program may keep; torch 2.8 exports no tensor that is neither input nor parameter."""
+    return ORDER
+
+
 def record_seed(device: torch.device, shared: bool) -> Tensor:
     """64 bits of the default generator for a tensor there, or for a part of a `shared` one: see `streams.source`.
 
-    A program that is exported must not write this process's tensor, and runs in the order in which it is written.
+    A program that is exported must not write a constant, and keeps its order as it is: it has `fastinit::seed`.
     """
     seed: Tensor
     if private.is_exporting():
-        seed = torch.ops.fastinit.seed(device=device, shared=shared)
+        seed = torch.ops.fastinit.seed(constant_order(), device=device, shared=shared)
     else:
         seed = torch.ops.fastinit.next_seed(ORDER, device=device, shared=shared)
     return seed
 
 
-def draw_seed(*, device: torch.device, shared: bool) -> Tensor:
+def draw_seed(order: Tensor, *, device: torch.device, shared: bool) -> Tensor:
     number = drawn_seed(None if shared else default_generator(device))
     return torch.tensor(signed(number), dtype=torch.int64, device="cpu")
 
 
-def draw_next_seed(order: Tensor, *, device: torch.device, shared: bool) -> Tensor:
-    return draw_seed(device=device, shared=shared)
-
-
-def fake_seed(*_: Any, device: torch.device, shared: bool) -> Tensor:
-    return torch.empty((), dtype=torch.int64, device="cpu")
+def meta_seed(order: Tensor, *, device: torch.device, shared: bool) -> Tensor:
+    return torch.empty((), dtype=torch.int64, device="meta")
 
 
 def register() -> None:
@@ -207,14 +209,14 @@ def register() -> None:
     if hasattr(torch.ops.fastinit, "next_seed"):
         return
     random = (torch.Tag.nondeterministic_seeded,)
-    for name, function, fake, tags in (
+    for name, function, meta, tags in (
         (INITIALISE, initialise, lambda *_, **__: None, ()),
-        (SEED, draw_seed, fake_seed, random),
-        (NEXT_SEED, draw_next_seed, fake_seed, random),
+        (SEED, draw_seed, meta_seed, random),
+        (NEXT_SEED, draw_seed, meta_seed, random),
     ):
         torch.library.define(name, SCHEMAS[name], tags=tags)
         torch.library.impl(name, "default", function)
-        torch.library.register_fake(name, fake)
+        torch.library.impl(name, "Meta", meta)  # `register_fake` looks for its caller's source, which takes 7 ms
     torch.fx.node.has_side_effect(torch.ops.fastinit.seed.default)  # or exported programs lose those that nobody uses
 
 
