@@ -14,7 +14,6 @@ The numbers drawn are not torch's; their distributions are.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -26,13 +25,13 @@ from .drawing import originals
 from .drawing.fill import fill
 from .drawing.originals import call, torch_init
 from .drawing.regions import Shard, Target, local_of
-from .drawing.route import COMPILED, TORCH, decided_by_others, outside_contract, refuse_inference_write, way
+from .drawing.route import TORCH, decided_by_others, outside_contract, refuse_inference_write, way
 from .drawing.streams import Stream, check_source
 from .initialisers import matrices
 from .initialisers.checks import in_values
 from .initialisers.fans import axes
+from .initialisers.operators import draw_whole
 from .initialisers.quick import serve
-from .initialisers.table import OF_NUMBERS, as_numbers, by_torch
 from .laws import Words
 
 T = TypeVar("T", bound=Target)
@@ -116,7 +115,7 @@ def constant_(tensor: T, val: Any) -> T:
     A list or array fills in row-major order, and its last value whatever is left, as TensorFlow's
     `constant_initializer` does. Raises `ValueError` where there are more values than elements, or none.
     """
-    several = isinstance(val, (list, tuple, np.ndarray, torch.Tensor)) and np.ndim(val) > 0
+    several = isinstance(val, (list, tuple)) or (isinstance(val, (np.ndarray, torch.Tensor)) and val.ndim > 0)
     if not several or decided_by_others("constant_", tensor):
         return _filled(torch_init.constant_, tensor, val)
     own = None if isinstance(val, (np.ndarray, torch.Tensor)) else tensor.dtype  # a list's numbers are not float32 yet
@@ -230,7 +229,7 @@ def orthogonal_(
     by = way(tensor, generator, fast, stream, "orthogonal_")
     turned = columns_first(tensor, column_axis) if column_axis else tensor
     if by is not TORCH and tensor.ndimension() > 1:
-        matrices.orthogonal(turned, gain, generator, stream, by is COMPILED)
+        draw_whole("orthogonal_", by, turned, (gain,), generator, stream)
     elif turned is tensor or originals.is_kept("orthogonal_", local_of(tensor)):
         return call(torch_init.orthogonal_, tensor, gain, generator)
     else:  # torch's function takes only what it can view as a matrix
@@ -268,12 +267,7 @@ def sparse_(
         return call(torch_init.sparse_, tensor, sparsity, std, generator)
     if tensor.is_meta:
         return tensor
-    zeros = len(range(tensor.shape[0])[: math.ceil(sparsity * tensor.shape[0])])  # a slice, as torch takes it
-    numbers = as_numbers("normal_", 0.0, std)
-    law = None if numbers is None else OF_NUMBERS["normal_"](tensor.dtype, *numbers)
-    if law is None:
-        return by_torch("sparse_", tensor, stream, (sparsity, numbers[1] if numbers else std), generator)
-    return matrices.sparse(tensor, zeros, law, generator, stream, by is COMPILED)
+    return draw_whole("sparse_", by, tensor, (sparsity, std), generator, stream)
 
 
 def eye_(tensor: T) -> T:

@@ -16,10 +16,11 @@ from torch import Generator, Tensor
 
 from .drawing import flags, originals
 from .drawing.regions import Target, local_of
-from .drawing.route import COMPILED, TORCH, way
+from .drawing.route import TORCH, way
 from .drawing.streams import Stream, source
 from .init import eye_, orthogonal_
 from .initialisers import matrices
+from .initialisers.operators import draw_whole, whole
 from .samplers import bernoulli_
 
 T = TypeVar("T", bound=Target)
@@ -89,17 +90,32 @@ def convolution_orthogonal_(
     if local.is_meta or target.numel() == 0 or originals.is_kept("orthogonal_", local):
         return tensor
     by = way(tensor, generator, fast, stream, "orthogonal_")
-    own = None if by is TORCH else source(tensor, generator, stream)
-    like = torch.empty(0, dtype=torch.float64 if local.dtype is torch.float64 else torch.float32, device=local.device)
+    if by is TORCH:
+        write_kernel(target, gain, lambda function, label, out: function(out, generator=generator, fast=False))
+    else:
+        draw_whole("convolution_orthogonal_", by, target, (gain,), generator, stream)
+    return tensor
+
+
+def draw_kernel(target: T, gain: float, generator: Generator | None, stream: Stream | None, compiled: bool) -> T:
+    own, fast = source(target, generator, stream), compiled or None
+    return write_kernel(target, gain, lambda function, label, out: function(out, stream=own.child(label), fast=fast))
+
+
+def write_kernel(target: T, gain: float, fill: Callable[[Callable[..., Tensor], str, Tensor], Tensor]) -> T:
+    """`fill` has a function fill a tensor from the stream of this label."""
+    local = local_of(target)
+    dtype = torch.float64 if local.dtype is torch.float64 else torch.float32
 
     def drawn(function: Callable[..., Tensor], label: str, *shape: int) -> Tensor:
-        if own is None:
-            return function(like.new_empty(shape), generator=generator, fast=False)
-        return function(like.new_empty(shape), stream=own.child(label), fast=by is COMPILED or None)
+        return fill(function, label, torch.empty(shape, dtype=dtype, device=local.device))
 
     with torch.no_grad():
         matrices.copy_part(target, gain * orthogonal_kernel(drawn, *target.shape))
-    return tensor
+    return target
+
+
+whole["convolution_orthogonal_"] = draw_kernel
 
 
 def orthogonal_kernel(drawn: Callable[..., Tensor], out: int, into: int, *field: int) -> Tensor:

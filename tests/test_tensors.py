@@ -201,7 +201,7 @@ def test_fake_tensors_and_device_contexts():
     assert same_bits(real, init.normal_(torch.empty(64), stream=Stream(1)))
 
 
-def test_vmap_and_compile_leave_it_to_torch():
+def test_vmap_leaves_it_to_torch():
     def noise(x):
         return init.normal_(torch.empty_like(x)) + x
 

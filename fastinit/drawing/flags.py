@@ -81,11 +81,11 @@ def flag_of(tensor: Tensor) -> bool | None:
     if not issubclass(type(tensor), Tensor):  # such objects may have an answer to everything
         return default
     fast: bool | None = getattr(tensor, ATTRIBUTE, None)
-    if not in_use or torch.compiler.is_dynamo_compiling():  # Dynamo cannot trace a look at memory; torch draws there
+    if not in_use or torch.compiler.is_dynamo_compiling():  # Dynamo cannot trace a look at memory
         return default if fast is None else fast
     # The memory's flag counts before the object's: aliases share it. Subclasses that intercept calls must not see it.
     with (
-        contextlib.suppress(NotImplementedError, RuntimeError, ValueError),
+        contextlib.suppress(NotImplementedError, RuntimeError, TypeError, ValueError),  # no memory, no sizes yet
         no_torch_function(),
     ):
         flags = getattr(tensor.untyped_storage(), ATTRIBUTE, {})

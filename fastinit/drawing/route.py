@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Collection
 from enum import Enum
 
@@ -65,12 +64,15 @@ def way(
         reason = "fast=False asks for torch.nn.init"
     elif generator is not None and not isinstance(generator, torch.Generator):
         reason = f"{type(generator).__name__} is not a torch.Generator"
+    elif compiling := private.in_graph():
+        reason = outside_graphs(tensor, dtypes)
     else:
         reason = outside_contract(tensor, dtypes)
     if reason is None:
         if tensor.is_meta:  # nothing to draw: torch's own no-op
             return KERNELS if isinstance(target, Shard) else TORCH
-        refuse_inference_write(tensor)
+        if not compiling:  # what is compiled asks when it runs
+            refuse_inference_write(tensor)
         return COMPILED if asked else KERNELS
     if asked:
         raise RuntimeError(f"fast=True cannot be kept: {reason}; leave it out to fall back to torch.nn.init")
@@ -93,7 +95,7 @@ def outside_contract(tensor: Tensor, dtypes: Collection[torch.dtype] = SAMPLED) 
 
     Raises `RuntimeError`, in torch's words, for memory that is not there: torch's own initialisers may write it.
     """
-    if torch.compiler.is_compiling():  # first: Dynamo need not trace the rest
+    if private.in_graph():  # first: Dynamo need not trace the rest
         return "torch.compile is tracing"
     if not issubclass(type(tensor), Tensor):  # isinstance believes a mock
         return f"{type(tensor).__name__} is not a tensor"
@@ -130,6 +132,22 @@ def outside_contract(tensor: Tensor, dtypes: Collection[torch.dtype] = SAMPLED) 
     return None
 
 
+def outside_graphs(tensor: Tensor, dtypes: Collection[torch.dtype]) -> str | None:
+    """The same inside torch.compile and torch.export, as far as a tensor without memory tells.
+
+    The operator that is recorded there (`initialisers/operators.py`) asks for the rest when it runs.
+    """
+    if torch.compiler.is_dynamo_compiling() and not plain(type(tensor)):
+        return f"{type(tensor).__name__} brings its own torch functions"
+    if tensor.dtype not in dtypes:
+        return f"the stream contract does not cover {name_of(tensor.dtype)}"
+    if private.is_transforming():
+        return "a functorch transform is active"
+    if tensor.is_nested or tensor.layout is not torch.strided:
+        return "it is not a plain strided tensor"
+    return None
+
+
 def may_overlap(tensor: Tensor) -> bool:
     """Whether two elements may lie in one place: a dimension steps less far than those inside it reach."""
     reach = 0
@@ -158,7 +176,7 @@ def decided_by_others(name: str, target: Target) -> bool:
     return other is not None
 
 
-@functools.cache
+@private.constant_in_graphs
 def plain(cls: type) -> bool:
     """Whether tensors of this class mean no more than their memory says."""
     if cls in ORDINARY:

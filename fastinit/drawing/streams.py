@@ -14,6 +14,7 @@ import torch
 from ..kernels.contract import GPUS
 from .regions import Shard, Target
 from .tell import warn_once
+from .torch_private import constant_in_graphs
 
 CONTRACT = 1
 """Version of the stream contract: within one version, bits never change."""
@@ -36,7 +37,8 @@ class Stream:
 
     def __post_init__(self) -> None:
         for field in ("seed", "id"):
-            value = operator.index(getattr(self, field))
+            value = getattr(self, field)
+            value = value if isinstance(value, int) and not isinstance(value, bool) else operator.index(value)
             if not 0 <= value <= MASK:
                 raise ValueError(f"a Stream's {field} lies in [0, 2**64), got {value}")
             object.__setattr__(self, field, value)
@@ -55,7 +57,7 @@ class Stream:
 
     def child(self, label: str) -> Stream:
         """Another stream of the same seed, for a second purpose: same label, same child."""
-        return Stream(self.seed, _digest(self.id.to_bytes(8, "little"), label.encode()))
+        return Stream(self.seed, _child(operator.index(self.id), label))
 
     def state_dict(self) -> dict[str, int]:
         """The stream as whole numbers, for a checkpoint: `torch.save` (`weights_only` too) and JSON hold them.
@@ -81,6 +83,12 @@ class Stream:
         return cls(state["seed"], state["id"])
 
 
+@constant_in_graphs
+def _child(stream_id: int, label: str) -> int:
+    return _digest(stream_id.to_bytes(8, "little"), label.encode())
+
+
+@constant_in_graphs
 def _digest(*parts: bytes) -> int:
     framed = b"".join(len(part).to_bytes(8, "little") + part for part in parts)
     return int.from_bytes(hashlib.blake2b(framed, digest_size=8).digest(), "little")

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import sys
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+F = TypeVar("F", bound=Callable[..., Any])
 names: dict[str, bool] = {}  # every name that was asked for, and whether torch has it
 PROBE = torch.empty(0, device="cpu")
 
@@ -57,6 +59,16 @@ DeviceContext: type = find("torch.utils._device.DeviceContext", SimpleNamespace)
 # How many torch dispatch modes are active. Nothing public tells; most make tensors of classes of their own, which are
 # left to torch whatever this says.
 dispatch_modes: Callable[[], int] = find("torch._C._len_torch_dispatch_stack", lambda: 0)
+
+
+def in_graph() -> bool:
+    """Whether torch.compile or torch.export is making a graph of what this thread does.
+
+    What torch says of itself may be true of another thread.
+    """
+    return torch.compiler.is_dynamo_compiling() or (torch.compiler.is_compiling() and dispatch_modes() > 0)
+
+
 # The level of functorch transforms, None outside. Without it, their tensors' data_ptr() raises torch's own error.
 transform: Callable[[], int | None] = find("torch._C._functorch.maybe_current_level", nothing)
 tracing: Callable[[], bool] = find("torch._C._is_tracing", torch.jit.is_tracing)  # type: ignore[attr-defined]
@@ -81,3 +93,42 @@ increment_version: Callable[[tuple[Tensor, ...]], None] = find(
 find("torch.Tensor._version", None)  # which inference tensors refuse to tell: only the fast path asks
 
 COMPLETE = all(names.values())
+
+# --- compilers -----------------------------------------------------------------------------------
+
+
+def constant_in_graphs(function: F) -> F:
+    """Have Dynamo call this function of constants, and take the result for a constant.
+
+    As `torch.compiler.assume_constant_result`, which imports Dynamo: a second. If torch read another mark, Dynamo would
+    stop with an error at what it cannot trace.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@constant_in_graphs
+def is_transforming() -> bool:
+    """Whether a functorch transform is active."""
+    return transform() is not None
+
+
+@constant_in_graphs
+def is_exporting() -> bool:
+    """Whether torch.export is at work. Traced by torch 2.8, its own function says so inside torch.compile, too."""
+    return torch.compiler.is_exporting()
+
+
+@constant_in_graphs
+def is_recomputed() -> bool:
+    """Whether Dynamo is tracing what torch.utils.checkpoint runs once more. No, where torch does not tell."""
+    translator = getattr(sys.modules.get("torch._dynamo.symbolic_convert"), "InstructionTranslator", None)
+    try:
+        tracer = translator.current_tx().output.current_tracer  # type: ignore[union-attr]
+        while tracer is not None:
+            if "checkpoint" in str(tracer.source_target):
+                return True
+            tracer = tracer.parent
+    except AttributeError:
+        return False
+    return False

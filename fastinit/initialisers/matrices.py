@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TypeVar
 
 import torch
@@ -11,9 +12,10 @@ from ..drawing.fill import fill
 from ..drawing.regions import Shard, Target, local_of, offset_of
 from ..drawing.streams import Stream, source
 from ..kernels.dtypes import FORMATS
-from ..laws import Law, Normal
+from ..laws import Normal
 from ..laws.floats import as_float
 from .columns import zero_smallest
+from .table import OF_NUMBERS, as_numbers, by_torch
 
 T = TypeVar("T", bound=Target)
 
@@ -69,7 +71,14 @@ def reflections(vectors: Tensor) -> tuple[Tensor, Tensor]:
     return torch.ones_like(first).masked_fill_(multiple < 0, -1), scales
 
 
-def sparse(target: T, zeros: int, law: Law, generator: Generator | None, stream: Stream | None, compiled: bool) -> T:
+def sparse(
+    target: T, sparsity: float, std: float, generator: Generator | None, stream: Stream | None, compiled: bool
+) -> T:
+    zeros = len(range(target.shape[0])[: math.ceil(sparsity * target.shape[0])])  # a slice, as torch takes it
+    numbers = as_numbers("normal_", 0.0, std)
+    law = None if numbers is None else OF_NUMBERS["normal_"](target.dtype, *numbers)
+    if law is None:
+        return by_torch("sparse_", target, stream, (sparsity, numbers[1] if numbers else std), generator)
     stream = source(target, generator, stream)
     fill(target, law, stream=stream, compiled=compiled)
     zero_smallest(target, zeros, stream.child("zeros"), compiled)

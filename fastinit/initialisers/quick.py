@@ -24,6 +24,7 @@ from ..drawing.torch_private import (
     dispatch_modes,
     forward,
     function_modes,
+    in_graph,
     increment_version,
     tracing,
     transform,
@@ -32,6 +33,7 @@ from ..kernels.contract import Engine
 from ..kernels.dtypes import FORMATS, drawn_as
 from ..laws import Law
 from .fans import Axes, Layout
+from .operators import record
 from .table import DTYPES, draw
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ standing, torchs, ours = originals.standing, originals.originals, originals.ours
 is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 
 # A call to the kernel with what it takes: for small tensors of the CPU.
-plans: dict[tuple[Any, ...] | None, Plan] = {}
+plans: dict[tuple[Any, ...], Plan] = {}
 # The same and the number of a GPU, to what fills a tensor of any size there.
 gpu_plans: dict[tuple[tuple[Any, ...], int], GpuPlan] = {}
 MOST_PLANS = 1024  # as many as the laws' own caches hold
@@ -115,7 +117,6 @@ def serve(
     """Serve a call of the initialiser `name` with the arguments `values`; where `shaped`, its law depends on the shape.
 
     What torch.nn.init has no function for `stands_for` the one that it is most like: who replaces that is obeyed.
-
     The whole fast path stands in this one function: another call would be 3 % of it.
     """
     if stands_for is None:
@@ -129,25 +130,26 @@ def serve(
         for value in values:  # 50 ns, where `all` takes 200
             if type(value) not in PLAIN:
                 key = None
-    if key is not None and tensor.is_cuda:
-        if fill_gpu(tensor, key, address, generator, stream):
+    if key is not None:
+        if tensor.is_cuda:
+            if fill_gpu(tensor, key, address, generator, stream):
+                return target
+        elif (plan := plans.get(key)) is not None and (count := tensor.numel()) <= plan[2]:
+            write, parameters, _, size = plan
+            if stream is not None:
+                seed, stream_id = stream.seed, stream.id
+            elif generator is not None:
+                seed, stream_id = drawn_seed(generator), 0
+            else:
+                drawn.draw(LOWEST, None)  # without `generator=`, which costs 70 ns
+                seed, stream_id = drawn.bits.value, 0
+            increment_version((tensor,))  # before the write: an interruption may come between
+            write(address, 0, count, 0, count, size, 0, 0, seed, stream_id, 0, parameters)
             return target
-    elif (plan := plans.get(key)) is not None and (count := tensor.numel()) <= plan[2]:
-        write, parameters, _, size = plan
-        if stream is not None:
-            seed, stream_id = stream.seed, stream.id
-        elif generator is not None:
-            seed, stream_id = drawn_seed(generator), 0
-        else:
-            drawn.draw(LOWEST, None)  # without `generator=`, which costs 70 ns
-            seed, stream_id = drawn.bits.value, 0
-        increment_version((tensor,))  # before the write: an interruption may come between
-        write(address, 0, count, 0, count, size, 0, 0, seed, stream_id, 0, parameters)
-        return target
-    # A sampler is a method of torch's tensors, too, and nobody replaces it in torch.nn.init.
-    known = name if name in DTYPES else stands_for or name
+    known = name if name in DTYPES else stands_for or name  # nobody replaces what torch has as a method
     by = KERNELS if address else way(target, generator, fast, stream, known, layout, DTYPES.get(name, FORMATS))
-    result, law, engine = draw(name, by, target, values, generator, stream, layout)
+    act = draw if address or not in_graph() else record
+    result, law, engine = act(name, by, target, values, generator, stream, layout)
     if key is not None and law is not None and engine is not None:
         remember(key, tensor, law, engine)
     return result
