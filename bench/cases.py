@@ -109,7 +109,7 @@ class Case:
     @property
     def shown(self) -> str:
         """As it is written in code."""
-        return self.call if self.keywords else f"{self.call}()"
+        return self.call if self.call.endswith(")") else f"{self.call}()"
 
     @property
     def dtype_name(self) -> str:
@@ -364,26 +364,31 @@ def other_memory(greatest: int) -> Iterator[Case]:
     yield model() if greatest >= 24 else model(layers=1, vocabulary=256, width=64)
 
 
-def elementwise(exponents: tuple[int, ...]) -> Iterator[Case]:
-    """Each law in each dtype, in sizes of 2^exponents, rising."""
+def elementwise(exponent: int) -> Iterator[Case]:
+    """Each law in each dtype."""
+    for dtype in DTYPES:
+        for function, keywords in ELEMENTWISE:
+            yield fill(function, dtype, exponent, **keywords)
+
+
+def each(exponents: tuple[int, ...]) -> Iterator[Case]:
+    """Laws, samplers, and what is made of tensors, in sizes of 2^exponents, rising."""
     for exponent in exponents:
-        for dtype in DTYPES:
-            for function, keywords in ELEMENTWISE:
-                yield fill(function, dtype, exponent, **keywords)
+        yield from elementwise(exponent)
+        yield from (sampler(function, given, exponent) for function, given, _ in SAMPLERS)
+        if exponent <= MOST_MADE:
+            yield from (made(function, exponent) for function in MADE)
 
 
 def suite(exponents: tuple[int, ...]) -> Iterator[Case]:
-    """What `pytest bench` measures: laws, samplers, what is made of tensors, and a model."""
-    yield from elementwise(exponents)
-    for exponent in exponents:
-        yield from (sampler(function, given, exponent) for function, given, _ in SAMPLERS)
-        yield from (made(function, min(exponent, MOST_MADE)) for function in MADE)
+    """What `pytest bench` measures: the same, and a model."""
+    yield from each(exponents)
     yield model(layers=1, vocabulary=4096) if exponents[-1] >= 20 else model(layers=1, vocabulary=256, width=64)
 
 
 def full_suite(exponents: tuple[int, ...]) -> Iterator[Case]:
     """What `pytest bench --full` measures: the same, matrices, and other kinds of memory in the greatest size."""
-    yield from suite(exponents)
+    yield from each(exponents)
     for exponent in (8, 16):
         for dtype in (torch.float32, torch.float64):
             for function, keywords in MATRIX:

@@ -2,7 +2,8 @@
 
 Same arguments, shapes, dtypes and errors; `fast` and `stream` by keyword as in `fastinit.init`, `generator` everywhere.
 Element i of a result is what the in-place sampler of that law writes to element i of a tensor of its shape, on every
-device; what the samplers leave to torch (complex dtypes, say) torch makes.
+device; what the samplers leave to torch (complex dtypes, say) torch makes. So it does inside torch.compile, where
+`randperm`, `multinomial` and tensors of parameters take no stream.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Generator, Tensor
 
 from .drawing.route import COMPILED, TORCH, way
 from .drawing.streams import Stream
+from .drawing.torch_private import in_graph
 from .init import normal_, uniform_
 from .initialisers.categories import with_replacement, without_replacement
 from .initialisers.each import check_range, fill_each, not_read
@@ -253,7 +255,7 @@ def randperm(
     if out is None or out.dim() != 1 or out.dtype not in FORMATS.keys() | WHOLE.keys() or n > most(out.dtype):
         return by_torch("randperm", (n,), options, generator, fast, stream)
     by = way(out, generator, fast, stream, "normal_", None, (out.dtype,))
-    if by is TORCH:
+    if by is TORCH or in_graph():
         return by_torch("randperm", (n,), options, generator, fast, stream)
     order = permutation(n, out.device, generator, stream, by is COMPILED)
     if options.get("out") is None and out.dtype is torch.int64:
@@ -289,7 +291,9 @@ def multinomial(
     options = {} if out is None else {"out": out}
     given = (input, num_samples, replacement)
     torchs = functools.partial(by_torch, "multinomial", given, options, generator, fast, stream)
-    if not is_distribution(input, num_samples, replacement) or (out is not None and out.dtype is not torch.int64):
+    if in_graph() or (out is not None and out.dtype is not torch.int64):
+        return torchs()
+    if not is_distribution(input, num_samples, replacement):
         return torchs()
     made = torch.empty(*input.shape[:-1], num_samples, dtype=torch.int64, device=input.device)
     by = way(made, generator, fast, stream, "normal_", None, (torch.int64,))

@@ -116,7 +116,7 @@ def test_every_case_runs(case):
 def test_names_tell_cases_apart():
     names = [case.name for case in cases.full_suite((0, 4, 26))]
     assert len(set(names)) == len(names)
-    assert sorted(names[:24]) == sorted(name for name in names if name.endswith("2^00"))
+    assert sorted(names[:38]) == sorted(name for name in names if name.endswith("2^00"))
 
 
 def test_the_model_has_half_a_billion_parameters():
@@ -221,7 +221,7 @@ def test_the_exit_status_tells(monkeypatch, capsys, times, status):
     assert guard.main(["--only", r"float32 2\^26|columns"]) == status
     words = capsys.readouterr().out
     rows = [line for line in words.splitlines() if line.startswith("│")]
-    assert len(rows) == 20
+    assert len(rows) == 22
     assert all(("missed" in row) == bool(status) for row in rows)
 
 
@@ -242,6 +242,8 @@ def test_every_floor_has_a_case_that_measures_it():
     for floor in floors.FLOORS:
         assert {bound.against for bound in floor.bounds} <= {*floor.case.contenders} - {"fastinit"}
         for bound in floor.bounds:
+            if bound.target == 0:  # for the record
+                continue
             assert bound.rough < bound.target if bound.faster else bound.rough > bound.target
     assert {case.name for case in cases.TABLE[:6]} <= set(names)
 
@@ -289,7 +291,7 @@ def test_a_quick_report_writes_everything(monkeypatch, tmp_path, capsys):
         text = page.read_text()
         assert re.fullmatch(r"before\n<!-- .*? -->\n.*\n<!-- .*? -->\nafter\n", text, re.S)
         assert "old" not in text
-        assert re.findall(r"^\| (\w+\(.*?\)) \| (\w+) \|", text, re.M) == shown[:most]
+        assert re.findall(r"^\| ([\w.]+\(.*?\)) \| (\w+) \|", text, re.M) == shown[:most]
     assert text.splitlines()[6] in capsys.readouterr().out
 
 
