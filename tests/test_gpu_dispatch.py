@@ -29,8 +29,9 @@ class Gpu:
     def why_not(self, device, dtype):
         return None
 
-    def sample(self, device, dtype, draw):
+    def sample(self, device, dtype, draw, by_element):
         self.samples += 1
+        self.by_element = by_element
         if self.fault == "compiler":
             raise RuntimeError("ptxas died")
         out = torch.empty(3000, dtype=dtype)
@@ -114,9 +115,22 @@ def test_fill_tells_the_choice_which_law_it_is(gpu, monkeypatch):
     """Not before the generator would be asked: a refused call draws nothing from it."""
     seen = []
     choose = engines.choose
-    monkeypatch.setattr(engines, "choose", lambda *arguments: seen.append(arguments[2:]) or choose(*arguments))
+    monkeypatch.setattr(engines, "choose", lambda *given, **how: seen.append((given[2:], how)) or choose(*given, **how))
     fastinit.normal_(torch.empty(4), std=2.0, fast=True)
-    assert seen == [(True, ("normal", (0.0, 2.0)))]
+    assert seen == [((True, ("normal", (0.0, 2.0))), {"by_element": False})]
+    p = torch.rand(4, dtype=torch.float64)
+    fastinit.bernoulli_(torch.empty(4), p)
+    assert seen[1] == ((False, ("bernoulli", (0.3,))), {"by_element": True})
+
+
+def test_parameters_by_element_are_tried_on_their_own(gpu):
+    engine = gpu()
+    assert engines.choose(CUDA, torch.float32, None, LAW) is engine
+    assert not engine.by_element
+    for _ in range(2):
+        assert engines.choose(CUDA, torch.float32, None, LAW, by_element=True) is engine
+        assert engine.by_element
+    assert engine.samples == 2
 
 
 def test_the_gpu_engine_refuses_memory_of_the_cpu():
@@ -186,7 +200,7 @@ def test_memory_runs_out_for_one_trial_only(gpu, monkeypatch):
 def test_who_insists_hears_of_a_failed_trial(monkeypatch, by):
     """The flag and the environment insist as `fast=True` does: the law is tried after the flag was looked at."""
     monkeypatch.setattr(engines, "load", lambda name: "broken" if name == "cpu" else Gpu())
-    monkeypatch.setattr(engines, "problem", lambda d, t, law: "other bits" if law else None)
+    monkeypatch.setattr(engines, "problem", lambda d, t, law, each: "other bits" if law else None)
     tensor = torch.empty(4)
     if by == "flag":
         fastinit.flag(tensor, True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,11 +14,11 @@ from fastinit.commands.cli import main
 from fastinit.drawing import engines
 from fastinit.kernels.contract import SAMPLERS
 from fastinit.kernels.cpu import trust
-from fastinit.kernels.cpu.forms import FORMS
+from fastinit.kernels.cpu.forms import EACH, FORMS, STEPS
 from fastinit.kernels.cpu.trust import Folder
 from fastinit.kernels.dtypes import FORMATS
-from fastinit.laws import Normal, Words
-from fastinit.laws.law import COUNTED
+from fastinit.laws import BY_NAME, Normal, Words
+from fastinit.laws.law import COUNTED, Example
 
 
 def test_warmup_covers_every_kind_of_the_arithmetic():
@@ -32,15 +33,33 @@ def test_warmup_covers_every_kind_of_the_arithmetic():
     everywhere |= {("integers_long", dtype) for dtype in (torch.float64, torch.int32, torch.int64)}
     missing = everywhere - {(kind, dtype) for kind, dtype, *_ in kernels}
     assert {kind for kind, _ in missing} == {"uniform_inside"}
-    assert len(kernels) == len(everywhere - missing) * len(FORMS)
+    by_element = {("normal", dtype) for dtype in FORMATS} | {("bernoulli", dtype) for dtype in COUNTED}
+    assert len(kernels) == len(everywhere - missing) * len(FORMS) + len(by_element) * len(EACH) + len(STEPS)
+
+
+def test_warmup_of_some_laws():
+    kernels = engines.every_kernel(["normal"])
+    assert {kind for kind, *_ in kernels} == {"normal"}
+    assert {form for _, _, form, _ in kernels} == {*FORMS, *EACH.values()}
+    assert {form for *_, form, _ in engines.every_kernel(["words"])} == {*FORMS, *STEPS}
+    named = [kernel for law in BY_NAME for kernel in engines.every_kernel([law])]
+    assert sorted(named, key=str) == sorted(engines.every_kernel(), key=str)
+
+
+def test_warmup_of_no_law_says_which_there_are(capsys):
+    assert main(["warmup", "normal", "normale"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("fastinit warmup: there is no law normale; expected some of words, uniform, normal, ")
 
 
 @pytest.fixture
 def few(monkeypatch):
     """Only the kernels of one law in one dtype; returns the names that their files begin with."""
-    chosen = [("normal", Normal(0.0, 1.0), torch.float32), ("words", Words(), torch.int32)]
-    monkeypatch.setattr(engines, "examples", lambda: chosen)
-    return {f"{law}_{form}" for law in ("normal_float32", "words_int32") for form in FORMS}
+    laws = {"normal": Example(Normal(0.0, 1.0), (torch.float32,), True), "words": Example(Words(), (torch.int32,))}
+    monkeypatch.setattr(engines, "BY_NAME", {name: SimpleNamespace(EXAMPLES={name: e}) for name, e in laws.items()})
+    names = {f"{law}_{form}" for law in ("normal_float32", "words_int32") for form in FORMS}
+    names |= {f"normal_float32_{form}" for form in EACH.values()}
+    return names | {f"words_int64_{step}" for step in STEPS}
 
 
 def kept(folder: Path) -> set[str]:
@@ -50,7 +69,7 @@ def kept(folder: Path) -> set[str]:
 @pytest.fixture
 def two(monkeypatch):
     wanted = [("words", torch.int32, "long", 0), ("normal", torch.float32, "long", 2)]
-    monkeypatch.setattr(engines, "every_kernel", lambda: wanted)
+    monkeypatch.setattr(engines, "every_kernel", lambda laws: wanted)
     return {"words_int32_long", "normal_float32_long"}
 
 
@@ -61,7 +80,7 @@ def test_warmup_compiles_and_keeps(tmp_path, capsys, monkeypatch, few):
     monkeypatch.setattr(cache, "places", lambda: cache.Places((folder,), folder, {}))
     monkeypatch.setattr(cpu, "kernel", cpu.kernel.__wrapped__)  # not those that this process has already
     assert main(["warmup"]) == 0
-    assert re.fullmatch(rf"8 kernels ready in [\d.]+ s, kept in {re.escape(str(tmp_path))}\n", capsys.readouterr().out)
+    assert re.fullmatch(rf"14 kernels ready in [\d.]+ s, kept in {re.escape(str(tmp_path))}\n", capsys.readouterr().out)
     assert kept(tmp_path) == few
 
 
@@ -105,7 +124,7 @@ def test_warmup_that_runs_out_of_room_says_so(tmp_path, capsys, monkeypatch, two
 def test_warmup_without_a_folder_says_that_it_was_in_vain(capsys, monkeypatch):
     from fastinit.kernels.cpu import cache
 
-    monkeypatch.setattr(engines, "every_kernel", lambda: [("normal", torch.float32, "long", 2)])
+    monkeypatch.setattr(engines, "every_kernel", lambda laws: [("normal", torch.float32, "long", 2)])
     monkeypatch.setattr(cache, "places", lambda: cache.Places((), None, {}))
     assert main(["warmup"]) == 1
     assert "in vain: no cache folder can be written" in capsys.readouterr().err

@@ -57,7 +57,13 @@ def parser() -> argparse.ArgumentParser:
     compare.set_defaults(run=run_compare)
     doctor = commands.add_parser("doctor", help="engines, processor, threads, cache, and why something is slow")
     doctor.set_defaults(run=run_doctor)
-    warmup = commands.add_parser("warmup", help="compile all kernels of the CPU engine and keep them on disk")
+    warmup = commands.add_parser("warmup", help="compile kernels of the CPU engine and keep them on disk")
+    warmup.add_argument(
+        "laws",
+        nargs="*",
+        metavar="LAW",
+        help="those of a law: uniform, normal, truncated_normal, ...; without, of all",
+    )
     warmup.add_argument("--into", metavar="DIR", help="keep them there, readable by all users, as for an image")
     warmup.set_defaults(run=run_warmup)
     return root
@@ -184,6 +190,7 @@ def run_warmup(arguments: argparse.Namespace) -> int:
 
     from ..drawing import engines
     from ..kernels.contract import KernelMissing
+    from ..laws import BY_NAME
 
     cpu = engines.load("cpu")
     if isinstance(cpu, str):
@@ -191,7 +198,9 @@ def run_warmup(arguments: argparse.Namespace) -> int:
             f"fastinit warmup: there is nothing to compile, the CPU engine does not work here: {cpu}", file=sys.stderr
         )
         return FAILED
-    begin, kernels = time.perf_counter(), engines.every_kernel()
+    if unknown := sorted(set(arguments.laws) - set(BY_NAME)):
+        raise Misuse(f"there is no law {', '.join(unknown)}; expected some of {', '.join(BY_NAME)}")
+    begin, kernels = time.perf_counter(), engines.every_kernel(arguments.laws)
     keep = keeper(arguments.into)
     try:
         for wanted in tqdm(kernels, desc="compiling", unit="kernel", disable=None):

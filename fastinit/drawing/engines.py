@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import functools
 import importlib
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from ..kernels.contract import GPUS, Draw, Engine, KernelMissing, setting_up
-from ..kernels.cpu.forms import FORMS, Kernel
+from ..kernels.cpu.forms import EACH, FORMS, STEPS, Kernel
 from ..kernels.dtypes import name_of
 from ..kernels.staged import StagedEngine
-from ..laws import Parameters, examples
+from ..laws import BY_NAME, Parameters
 from .flags import forced_engine
 from .tell import PACKAGE, warn_once
 
@@ -50,11 +51,20 @@ def load(name: str) -> Engine | str:
         return f"{type(error).__name__}: {error}"
 
 
-def every_kernel() -> list[Kernel]:
-    """Kind, output dtype, form and number of parameters of all kernels that can be asked for on the CPU."""
-    kinds = [(*law.parameters(dtype), dtype) for _, law, dtype in examples()]
-    wanted = {(kind, dtype, len(values)): None for kind, values, dtype in kinds}  # in order, each once
-    return [(kind, dtype, form, count) for kind, dtype, count in wanted for form in FORMS]
+def every_kernel(laws: Collection[str] | None = None) -> list[Kernel]:
+    """Kind, output dtype, form and number of parameters of the kernels that these laws, or all, can ask for on the CPU.
+
+    Under `words` those that make permutations and categories, too.
+    """
+    laws = laws or BY_NAME
+    wanted: dict[Kernel, None] = {}  # in order, each once
+    for example in (one for law in laws for one in BY_NAME[law].EXAMPLES.values()):
+        for dtype in example.dtypes:
+            kind, values = example.law.parameters(dtype)
+            forms = [*FORMS, *(EACH.values() if example.by_element else ())]
+            wanted |= {(kind, dtype, form, len(values)): None for form in forms}
+    steps: list[Kernel] = [("words", torch.int64, step, 0) for step in STEPS] if "words" in laws else []
+    return [*wanted, *steps]
 
 
 # What the GPU engine was found to do, by device, law and dtype: why it must not be trusted, or None.

@@ -16,7 +16,7 @@ from ..drawing.route import COMPILED, TORCH, outside_contract, way
 from ..drawing.streams import Stream, drawn_seed
 from ..drawing.torch_private import increment_version
 from ..kernels.dtypes import FORMATS, drawn_as
-from ..laws import Bernoulli, Law, Normal
+from ..laws import EXAMPLES, Law
 from .quick import ordinary_address
 from .table import DTYPES
 
@@ -24,7 +24,7 @@ T = TypeVar("T", bound=Target)
 Numbers = float | Tensor
 READY = (torch.float32,)  # what the fast path reads
 MOST_IN_BLOCK = 64  # elements; see `contract.block_size`
-LIKE: dict[str, Law] = {"normal_": Normal(0.25, 2.0), "bernoulli_": Bernoulli(0.3)}  # what GPUs are tried with
+LIKE: dict[str, Law] = {f"{name}_": one.law for name, one in EXAMPLES.items() if one.by_element}
 
 
 def fill_each(

@@ -30,6 +30,9 @@ __all__ = [
 ]  # fmt: skip
 
 
+BY_NAME = {law.__name__.rpartition(".")[2]: law for law in ALL}  # as files are called: truncated_normal
+
+
 def examples() -> Iterator[tuple[str, Law, torch.dtype]]:
     """Every example in each of its dtypes."""
     for name, example in EXAMPLES.items():

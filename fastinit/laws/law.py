@@ -47,10 +47,14 @@ COUNTED = (torch.float32, torch.bfloat16, torch.float16, torch.float64, *dict.fr
 
 
 class Example(NamedTuple):
-    """A law to try, and in which dtypes; tests, trials, warm-ups and benchmarks do."""
+    """A law to try, and in which dtypes; tests, trials, warm-ups and benchmarks do.
+
+    `by_element` says that public functions draw it with parameters for each element, too.
+    """
 
     law: Law
     dtypes: tuple[torch.dtype, ...] = tuple(FORMATS)
+    by_element: bool = False
 
 
 def working(dtype: torch.dtype) -> torch.dtype:

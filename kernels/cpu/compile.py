@@ -22,9 +22,9 @@ from ..contract import SAMPLERS
 from . import native
 from .blocks import target
 from .each import each_kernel
-from .forms import EACH, Form, kernel_name
+from .forms import EACH, STEPS, Form, kernel_name
 from .loops import build_kernel
-from .word_loops import STEPS, step_kernel
+from .word_loops import step_kernel
 
 __all__ = ["assembly", "compile_kernel", "target"]
 

@@ -11,6 +11,7 @@ from ..dtypes import name_of
 from ..runs import Runs
 
 Form = Literal["long", "rows", "strided", "turned", "each32", "each64", "count", "scatter", "settle", "choose"]
+STEPS: tuple[Form, ...] = ("count", "scatter", "settle", "choose")  # what is done to words, see `word_loops`
 FORMS: tuple[Form, ...] = ("long", "rows", "strided", "turned")
 EACH: dict[torch.dtype, Form] = {torch.float32: "each32", torch.float64: "each64"}  # by what parameters are stored in
 Kernel = tuple[str, torch.dtype, Form, int]  # kind, dtype, form, number of parameters

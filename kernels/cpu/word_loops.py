@@ -9,7 +9,6 @@ places from its own. Where 32 bits do not tell two apart, their words are drawn 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, get_args
 
 import numpy as np
 from llvmlite import ir
@@ -18,11 +17,10 @@ from numba.extending import intrinsic, register_jitable
 
 from ..contract import COLUMNS
 from .blocks import store, words_of
+from .forms import Form
 from .loops import load_int64, scratch, store_int64
 from .simd import join
 
-Step = Literal["count", "scatter", "settle", "choose"]
-STEPS: tuple[Step, ...] = get_args(Step)
 BLOCK = 2 * COLUMNS  # words that sixteen counters draw
 BLOCK_BYTES = 8 * BLOCK
 INDEX = np.uint64(0xFFFFFFFF)
@@ -178,6 +176,7 @@ def choose(out, first, length, start, stop, total, outer, sums, seed, stream_id,
             position += 1
 
 
-def step_kernel(step: Step) -> Callable[..., None]:
-    """The Python source of a step, with the arguments of all kernels; still to be compiled."""
-    return {"count": count, "scatter": scatter, "settle": settle, "choose": choose}[step]
+def step_kernel(step: Form) -> Callable[..., None]:
+    """The Python source of one of `forms.STEPS`, with the arguments of all kernels; still to be compiled."""
+    source: Callable[..., None] = {"count": count, "scatter": scatter, "settle": settle, "choose": choose}[step]
+    return source
