@@ -80,6 +80,11 @@ FEWER_CASES = slow_unless(lambda case: case[2] is torch.float32 or case in CASES
 ALIKE = ("log_normal", "cauchy", "bernoulli", "geometric", "integers", "integers_long")
 CHOSEN = (torch.float32, torch.float64, torch.uint8, torch.int64)
 USUAL_CASES = slow_unless(lambda case: case[0] not in ALIKE or case[2] in CHOSEN, CASES)
+# Of laws that are drawn in every floating-point dtype: all in float32, and in the others one of a kind.
+LAW_DTYPES = slow_unless(
+    lambda case: case[1] is torch.float32 or case[0] in ("uniform", "normal", "central"),
+    [(name, dtype) for name in LAWS for dtype in FLOATS],
+)
 CASE_IDS = [f"{name}-{str(dtype).removeprefix('torch.')}" for name, _, dtype in CASES]
 
 

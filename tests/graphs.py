@@ -13,10 +13,10 @@ from common import same_bits
 from fastinit import Stream
 
 FAR = Stream(2**64 - 3, 2**63 + 5)  # beyond torch's signed whole numbers
-INDUCTOR = pytest.param(
-    "inductor", marks=pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
-)
-BACKENDS = ("eager", "aot_eager", INDUCTOR)
+COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
+BACKENDS = ("eager", "aot_eager", pytest.param("inductor", marks=COMPILER))
+# The same, for what takes Inductor seconds.
+FAST_BACKENDS = ("eager", "aot_eager", pytest.param("inductor", marks=[COMPILER, pytest.mark.slow]))
 
 
 def words(text: str) -> str:

@@ -77,7 +77,7 @@ def compare(name: str, law, dtype: torch.dtype) -> None:
     if not thorough:
         return
     if has_each(draw.kind):
-        for layout, out, start, steps in layouts(dtype, 512):
+        for layout, out, start, steps in itertools.islice(layouts(dtype, 512), FEW, 2 * FEW):
             given = [torch.linspace(0.5, 2, out.numel(), dtype=dtype).view(out.shape) for _ in draw.parameters]
             own, expected = draw._replace(parameters=()), torch.empty(out.shape, dtype=dtype)
             engine.fill_each(out, own, start, steps, given)

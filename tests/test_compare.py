@@ -10,7 +10,7 @@ import mpmath
 import numpy as np
 import pytest
 import torch
-from common import FLOAT8, FLOATS, LAWS, every_number, name_of, scipys
+from common import FLOAT8, FLOATS, LAW_DTYPES, LAWS, every_number, name_of, scipys
 from scipy import stats
 from torch import nn
 from torch.nn.init import trunc_normal_, xavier_normal_
@@ -171,8 +171,7 @@ def test_distance_of_rounded_samples_by_hand():
     assert ks_distance(sample[1:], law) == pytest.approx(1 / 8)  # 1024 is missing
 
 
-@pytest.mark.parametrize("dtype", FLOATS, ids=name_of)
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize(("name", "dtype"), LAW_DTYPES, ids=str)
 def test_true_samples_pass_and_slightly_wrong_ones_fail(name, dtype):
     """False alarms: ALPHA each, for a seed that never changes. The twin is shifted by a fiftieth of its width."""
     law = LAWS[name]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from common import FLOATS, same_bits
-from graphs import BACKENDS, FAR, all_same, graphs, twice, whole, words
+from graphs import BACKENDS, FAR, FAST_BACKENDS, all_same, graphs, twice, whole, words
 
 import fastinit
 from fastinit import Stream
@@ -27,7 +27,7 @@ NUMBERS: dict[str, tuple[Any, ...]] = {
     "sparse_": (0.3,),
 }  # fmt: skip
 OTHER_DTYPES = [
-    dtype if dtype in (torch.bfloat16, torch.bool) else pytest.param(dtype, marks=pytest.mark.slow)
+    dtype if dtype is torch.bool else pytest.param(dtype, marks=pytest.mark.slow)
     for dtype in sorted({*FLOATS, *COUNTING} - {torch.float32}, key=str)
 ]
 
@@ -49,7 +49,7 @@ def draw_all(dtype: torch.dtype, stream: Stream | None) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("stream", [FAR, None], ids=["stream", "default generator"])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
 def test_bits_are_those_of_eager_calls(backend, stream):
     """And the default generator gives one number a call, of each run anew."""
     eager = twice(draw_all, torch.float32, stream)

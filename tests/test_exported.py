@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from common import python, same_bits
-from graphs import BACKENDS, FAR, all_same, twice, whole, words
+from graphs import FAR, FAST_BACKENDS, all_same, twice, whole, words
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
@@ -44,7 +44,7 @@ class Noisy(torch.nn.Module):
         return [x + fastinit.normal_(torch.empty_like(x)), fresh, self.state * 1]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
 def test_a_module_is_reset_in_one_graph(backend):
     states = []
     for wrap in (lambda function: function, lambda function: whole(function, backend)):
@@ -71,7 +71,7 @@ def test_exported_programs_draw_the_same(strict):
     assert "fastinit.initialise_" in program.graph_module.code
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", FAST_BACKENDS)
 def test_autograd_hears_of_the_write_and_of_nothing_else(backend):
     leaf = torch.nn.Parameter(torch.ones(4, 4))
     loss = (leaf * leaf).sum()

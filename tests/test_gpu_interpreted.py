@@ -14,7 +14,7 @@ from common import CASES, FLOATS, name_of
 pytest.importorskip("triton", minversion="3.7", reason="older interpreters cannot loop with NumPy 2.4")
 SCRIPT = Path(__file__).with_name("interpreted.py")
 # How many layouts the script writes: all, and a trial, for one law or two of these dtypes, and else a few.
-LAYOUTS, FEW = 21, 3  # all of them twice, but for one
+LAYOUTS, FEW = 14, 3  # all of them, the trial, and some with parameters for each element
 THOROUGH = {torch.float32: 1, torch.float64: 1}
 
 
