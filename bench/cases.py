@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 import fastinit
-from fastinit import random
 
+from .making import MADE, ROWS
 from .timing import Call
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -201,37 +201,6 @@ class Slices(Case):
         }
 
 
-def normal_each(count: int) -> tuple[Call, Call]:
-    mean, out = torch.rand(count), torch.empty(count)
-    return partial(random.normal, mean, 1.0, out=out), partial(torch.normal, mean, 1.0, out=out)
-
-
-def bernoulli_each(count: int) -> tuple[Call, Call]:
-    p, out = torch.rand(count), torch.empty(count)
-    return partial(fastinit.bernoulli_, out, p), partial(out.bernoulli_, p)
-
-
-def categories(replacement: bool, samples: Callable[[int], int], count: int) -> tuple[Call, Call]:
-    arguments = torch.rand(count), samples(count), replacement
-    return partial(random.multinomial, *arguments), partial(torch.multinomial, *arguments)
-
-
-def in_both(name: str, count: int) -> tuple[Call, Call]:
-    return partial(getattr(random, name), count), partial(getattr(torch, name), count)
-
-
-MADE: dict[str, Callable[[int], tuple[Call, Call]]] = {
-    "random.normal(mean tensor)": normal_each,
-    "bernoulli_(p tensor)": bernoulli_each,
-    "random.rand": partial(in_both, "rand"),
-    "random.randn": partial(in_both, "randn"),
-    "random.randperm": partial(in_both, "randperm"),
-    "random.multinomial(1 of n)": partial(categories, False, lambda count: 1),
-    "random.multinomial(n/4 of n)": partial(categories, False, lambda count: count // 4),
-    "random.multinomial(n, replacement)": partial(categories, True, lambda count: count),
-}
-
-
 @dataclass(frozen=True)
 class Made(Case):
     """A call that makes a tensor, or takes tensors of parameters: one of MADE, of as many elements as the shape has."""
@@ -309,6 +278,10 @@ def fill(function: str, dtype: torch.dtype = torch.float32, exponent: int = 26, 
     return Case(function, keywords, dtype, square(exponent))
 
 
+def many_rows() -> Made:
+    return made(ROWS, 18)
+
+
 def sampler(function: str, given: Mapping[str, float], exponent: int = 26) -> Case:
     return replace(fill(function, exponent=exponent), keywords=given)
 
@@ -360,6 +333,8 @@ def other_memory(greatest: int) -> Iterator[Case]:
         yield slices(function, side=1 << min(26, greatest) // 2)
     for function, keywords in MATRIX:
         yield replace(fill(function, exponent=min(20, greatest)), keywords=keywords)
+    for exponent in (10, 16, 20, 24):  # below 2^20 it is slower than torch's
+        yield made("random.randperm", min(exponent, greatest))
     yield fresh(exponent=28 if greatest >= 24 else greatest)
     yield model() if greatest >= 24 else model(layers=1, vocabulary=256, width=64)
 

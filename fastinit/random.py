@@ -10,21 +10,24 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
+from .drawing import flags
 from .drawing.route import COMPILED, TORCH, way
 from .drawing.streams import Stream
 from .drawing.torch_private import in_graph
-from .init import normal_, uniform_
+from .drawing.words import permutation
 from .initialisers.categories import with_replacement, without_replacement
 from .initialisers.each import check_range, fill_each, not_read
-from .initialisers.order import permutation
-from .kernels.dtypes import FORMATS, WHOLE
-from .samplers import bernoulli_, random_
+from .initialisers.fans import NUMBERS
+from .initialisers.quick import Elsewhere, serve
+from .initialisers.table import DTYPES
+from .kernels.dtypes import FORMATS, WHOLE, name_of
+from .laws.floats import as_float
+from .samplers import as_whole
 
 __all__ = [
     "bernoulli", "multinomial", "normal", "rand", "rand_like", "randint", "randint_like", "randn", "randn_like",
@@ -32,32 +35,58 @@ __all__ = [
 ]  # fmt: skip
 
 
-def empty(name: str, arguments: Sequence[Any], options: dict[str, Any]) -> Tensor:
-    """The memory for the result of torch's function `name`; its error where there can be none."""
-    try:
-        return torch.empty_like(*arguments, **options) if name.endswith("_like") else torch.empty(*arguments, **options)
-    except (TypeError, RuntimeError, ValueError):
-        getattr(torch, name)(*arguments, **options)
-        raise
+class Call(NamedTuple):
+    """A call of a function of torch's that makes a random tensor."""
+
+    name: str
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+
+    def result(self, generator: Generator | None, fast: bool | None, stream: Stream | None, reason: str = "") -> Tensor:
+        """What torch makes of it, or its error; `RuntimeError` where the result was not to be torch's."""
+        function = getattr(torch, self.name)
+        if (flags.default if fast is None else fast) or stream is not None:
+            self.check()
+            why = f" ({reason})" if reason else ""
+            raise RuntimeError(f"torch.{self.name} makes this result{why}, which has no stream and takes no fast=True")
+        options = self.options if generator is None else {**self.options, "generator": generator}
+        made: Tensor = function(*self.arguments, **options)  # releases of torch do not take a generator everywhere
+        return made
+
+    def check(self) -> None:
+        """Raise torch's error, if it has one. Draws nothing that anybody notices."""
+        others = {key: value for key, value in self.options.items() if key != "out"}
+        with torch.random.fork_rng(devices=[]):
+            getattr(torch, self.name)(*self.arguments, **others)
+
+    def empty(self, *size: Any, **options: Any) -> Tensor:
+        """The memory for the result, or torch's error; `size` and `options` are what torch.empty takes."""
+        like = self.name.endswith("_like")
+        if not like and "memory_format" in options:
+            self.check()
+        if options.get("out") is not None and options["out"].requires_grad:
+            getattr(torch, self.name)(*self.arguments, **self.options)
+        try:
+            return torch.empty_like(*size, **options) if like else torch.empty(*size, **options)
+        except (TypeError, RuntimeError, ValueError):
+            self.check()
+            raise
 
 
-def by_torch(
-    name: str,
-    arguments: Sequence[Any],
-    options: dict[str, Any],
+def made(
+    call: Call,
+    sampler: str,
+    numbers: tuple[Any, ...],
+    out: Tensor,
     generator: Generator | None,
     fast: bool | None,
     stream: Stream | None,
 ) -> Tensor:
-    """What torch's function `name` makes of a call, or its error; `RuntimeError` where it was not to be torch's."""
-    function = getattr(torch, name)
-    if fast or stream is not None:
-        function(*arguments, **{key: value for key, value in options.items() if key != "out"})  # for its error
-        raise RuntimeError(f"torch.{name} makes this result, which has no stream and takes no fast=True")
-    if generator is not None:  # releases of torch do not take it everywhere
-        options = {**options, "generator": generator}
-    made: Tensor = function(*arguments, **options)
-    return made
+    """`out` filled by an in-place sampler, or what torch makes of the call."""
+    torchs = functools.partial(call.result, generator, fast, stream)
+    if out.dtype not in DTYPES.get(sampler, FORMATS) or (out.requires_grad and call.options.get("out") is not None):
+        return torchs(f"in {name_of(out.dtype)}")
+    return serve(sampler, out, numbers, generator, fast, stream, elsewhere=Elsewhere(None, torchs))
 
 
 def rand(
@@ -67,11 +96,12 @@ def rand(
     stream: Stream | None = None,
     **options: Any,
 ) -> Tensor:
-    """Uniform on [0, 1), as `torch.rand`; `options` are torch's (out, dtype, device, requires_grad, ...)."""
-    out = empty("rand", size, options)
-    if out.dtype not in FORMATS:
-        return by_torch("rand", size, options, generator, fast, stream)
-    return uniform_(out, 0.0, 1.0, generator, fast=fast, stream=stream)
+    """Uniform on [0, 1), as `torch.rand`; `options` are torch's (out, dtype, device, requires_grad, ...).
+
+    Elements are those of `fastinit.uniform_`. Raises torch's errors.
+    """
+    call = Call("rand", size, options)
+    return made(call, "uniform_", (0.0, 1.0), call.empty(*size, **options), generator, fast, stream)
 
 
 def randn(
@@ -81,11 +111,9 @@ def randn(
     stream: Stream | None = None,
     **options: Any,
 ) -> Tensor:
-    """Standard normal, as `torch.randn`."""
-    out = empty("randn", size, options)
-    if out.dtype not in FORMATS:
-        return by_torch("randn", size, options, generator, fast, stream)
-    return normal_(out, 0.0, 1.0, generator, fast=fast, stream=stream)
+    """Standard normal, as `torch.randn`. Elements are those of `fastinit.normal_`. Raises torch's errors."""
+    call = Call("randn", size, options)
+    return made(call, "normal_", (0.0, 1.0), call.empty(*size, **options), generator, fast, stream)
 
 
 def rand_like(
@@ -96,11 +124,9 @@ def rand_like(
     stream: Stream | None = None,
     **options: Any,
 ) -> Tensor:
-    """Uniform on [0, 1) in the shape, dtype and device of `input`, as `torch.rand_like`."""
-    out = empty("rand_like", (input,), options)
-    if out.dtype not in FORMATS:
-        return by_torch("rand_like", (input,), options, generator, fast, stream)
-    return uniform_(out, 0.0, 1.0, generator, fast=fast, stream=stream)
+    """Uniform on [0, 1) in the shape, dtype, layout and device of `input`, as `torch.rand_like`."""
+    call = Call("rand_like", (input,), options)
+    return made(call, "uniform_", (0.0, 1.0), call.empty(input, **options), generator, fast, stream)
 
 
 def randn_like(
@@ -111,11 +137,9 @@ def randn_like(
     stream: Stream | None = None,
     **options: Any,
 ) -> Tensor:
-    """Standard normal in the shape, dtype and device of `input`, as `torch.randn_like`."""
-    out = empty("randn_like", (input,), options)
-    if out.dtype not in FORMATS:
-        return by_torch("randn_like", (input,), options, generator, fast, stream)
-    return normal_(out, 0.0, 1.0, generator, fast=fast, stream=stream)
+    """Standard normal in the shape, dtype, layout and device of `input`, as `torch.randn_like`."""
+    call = Call("randn_like", (input,), options)
+    return made(call, "normal_", (0.0, 1.0), call.empty(input, **options), generator, fast, stream)
 
 
 def bounds_of(
@@ -128,7 +152,7 @@ def bounds_of(
     places = [name for name in names if name not in options]
     named = dict(zip(places[len(places) - len(arguments) :], arguments, strict=False))
     found = {"low": 0} | named | {name: options[name] for name in names if name in options}
-    whole = [found.get(name) for name in names]
+    whole = [as_whole(found.get(name)) for name in names]
     fits = len(arguments) <= len(places) and type(whole[0]) is int and type(whole[1]) is int
     return (whole, {key: value for key, value in options.items() if key not in names}) if fits else None
 
@@ -144,13 +168,13 @@ def randint(
 
     For the probabilities see `fastinit.laws.Integers`.
     """
-    known = bounds_of(("low", "high", "size"), arguments, options)
+    call, known = Call("randint", arguments, options), bounds_of(("low", "high", "size"), arguments, options)
     if known is None or not isinstance(known[0][2], (tuple, list)):
-        return by_torch("randint", arguments, options, generator, fast, stream)
+        return call.result(generator, fast, stream)
     (low, high, size), others = known
     if others.get("out") is None and others.get("dtype") is None:
         others["dtype"] = torch.int64
-    return random_(empty("randint", (size,), others), low, high, generator=generator, fast=fast, stream=stream)
+    return made(call, "random_", (low, high), call.empty(size, **others), generator, fast, stream)
 
 
 def randint_like(
@@ -162,11 +186,11 @@ def randint_like(
     **options: Any,
 ) -> Tensor:
     """Whole numbers in [low, high) in the shape, dtype and device of `input`, as `torch.randint_like`."""
-    known = bounds_of(("low", "high"), bounds, options)
+    call, known = Call("randint_like", (input, *bounds), options), bounds_of(("low", "high"), bounds, options)
     if known is None:
-        return by_torch("randint_like", (input, *bounds), options, generator, fast, stream)
+        return call.result(generator, fast, stream)
     (low, high), others = known
-    return random_(empty("empty_like", (input,), others), low, high, generator=generator, fast=fast, stream=stream)
+    return made(call, "random_", (low, high), call.empty(input, **others), generator, fast, stream)
 
 
 def normal(
@@ -184,23 +208,27 @@ def normal(
     Two numbers take a `size`. Tensors broadcast with each other, and the result has the mean's dtype, or the standard
     deviation's where the mean is a number. Reads all standard deviations first, for torch's error for negative ones.
     """
-    tensors = [number for number in (mean, std) if isinstance(number, Tensor)]
+    numbers = tuple(number if isinstance(number, Tensor) else as_float(number) for number in (mean, std))
+    tensors = [number for number in numbers if isinstance(number, Tensor)]
     sizes = () if size is None else (size,)
-    torchs = functools.partial(by_torch, "normal", (mean, std, *sizes), options, generator, fast, stream)
-    if not tensors:
-        out = empty("normal", sizes, options) if sizes else None
-        if out is None or out.dtype not in FORMATS:
-            return torchs()
-        check_range("normal_", (mean, std))
-        return normal_(out, mean, std, generator, fast=fast, stream=stream)
-    if sizes or options.keys() - {"out"}:
+    call = Call("normal", (mean, std, *sizes), options)
+    torchs = functools.partial(call.result, generator, fast, stream)
+    known = all(type(number) in NUMBERS for number in numbers if not isinstance(number, Tensor))
+    if not tensors and isinstance(size, (tuple, list)) and known:
+        out = call.empty(size, **options)
+        check_range("normal_", numbers)
+        return made(call, "normal_", numbers, out, generator, fast, stream)
+    if not tensors or sizes or options.keys() - {"out"} or not known:
         return torchs()
     shape = tensors[0].shape
     if tensors[-1].shape != shape:
         broadcast: Any = torch.broadcast_tensors  # untyped
         shape = broadcast(*tensors)[0].shape
-    out = result(options.get("out"), shape, tensors[0])
-    return fill_each("normal_", out, (mean, std), generator, fast, stream, torchs)
+    if (given := options.get("out")) is not None:
+        if given.requires_grad:
+            return torchs()
+        check_range("normal_", numbers)  # before `given` is resized
+    return fill_each("normal_", result(given, shape, tensors[0]), numbers, generator, fast, stream, torchs)
 
 
 def result(out: Tensor | None, shape: torch.Size, like: Tensor) -> Tensor:
@@ -208,7 +236,7 @@ def result(out: Tensor | None, shape: torch.Size, like: Tensor) -> Tensor:
     if out is None:
         return torch.empty(shape, dtype=like.dtype, device=like.device)
     if out.shape != shape:
-        torch.add(torch.zeros(shape, dtype=out.dtype, device=out.device), 0, out=out)  # which warns as torch does
+        torch.empty(shape, out=out)  # which warns as torch does
     return out
 
 
@@ -223,17 +251,18 @@ def bernoulli(
 ) -> Tensor:
     """1 with the probability that stands in `input`, else 0, as `torch.bernoulli`; with p in every place, if given."""
 
-    given: tuple[Any, ...] = (input,) if p is None else (input, p)
     options = {} if out is None else {"out": out}
-    torchs = functools.partial(by_torch, "bernoulli", given, options, generator, fast, stream)
-    if isinstance(p, Tensor) or (p is not None and out is not None):
+    call = Call("bernoulli", (input,) if p is None else (input, p), options)
+    torchs = functools.partial(call.result, generator, fast, stream)
+    if isinstance(p, Tensor) or (p is not None and out is not None) or (out is not None and out.requires_grad):
         return torchs()
     if p is not None:
-        return bernoulli_(
-            torch.empty_like(input, memory_format=torch.contiguous_format), p, generator, fast=fast, stream=stream
-        )
+        target = torch.empty_like(input, memory_format=torch.contiguous_format)
+        return made(call, "bernoulli_", (p,), target, generator, fast, stream)
     if not input.is_floating_point():
         return torchs()
+    if out is not None:
+        check_range("bernoulli_", (input,))  # before it is resized
     return fill_each("bernoulli_", result(out, input.shape, input), (input,), generator, fast, stream, torchs)
 
 
@@ -250,15 +279,18 @@ def randperm(
     All permutations alike, up to a relative error of n^2 / 2^65: the order of n words of 64 bits. Takes 8 bytes a
     number besides the result.
     """
-    whole = {} if options.get("out") is not None or options.get("dtype") is not None else {"dtype": torch.int64}
-    out = empty("randperm", (n,), options | whole) if type(n) is int else None
-    if out is None or out.dim() != 1 or out.dtype not in FORMATS.keys() | WHOLE.keys() or n > most(out.dtype):
-        return by_torch("randperm", (n,), options, generator, fast, stream)
-    by = way(out, generator, fast, stream, "normal_", None, (out.dtype,))
+    n = as_whole(n)
+    call, whole = Call("randperm", (n,), options), {"dtype": torch.int64}
+    if options.get("out") is not None or options.get("dtype") is not None:
+        whole = {}
+    out = call.empty(n, **options, **whole) if type(n) is int else None
+    if out is None or out.dim() != 1 or n > most(out.dtype):
+        return call.result(generator, fast, stream)
+    by = way(out, generator, fast, stream, None, None, (out.dtype,))
     if by is TORCH or in_graph():
-        return by_torch("randperm", (n,), options, generator, fast, stream)
+        return call.result(generator, fast, stream)
     order = permutation(n, out.device, generator, stream, by is COMPILED)
-    if options.get("out") is None and out.dtype is torch.int64:
+    if out.dtype is torch.int64 and options.keys() <= {"dtype", "device"}:
         return order
     with torch.no_grad():
         return out.copy_(order)
@@ -266,6 +298,8 @@ def randperm(
 
 def most(dtype: torch.dtype) -> int:
     """How many numbers from 0 on a dtype holds without gaps; none where torch permutes none."""
+    if dtype not in FORMATS.keys() | WHOLE.keys():
+        return 0
     if dtype in FORMATS:
         return 0 if dtype.itemsize == 1 else (1 << FORMATS[dtype].precision) + 1
     return 0 if dtype is torch.bool else torch.iinfo(dtype).max + 1
@@ -288,28 +322,34 @@ def multinomial(
     compared in float64. Where fewer than `num_samples` have a weight, those of weight 0 come last, in their order.
     """
 
+    samples = as_whole(num_samples)
     options = {} if out is None else {"out": out}
-    given = (input, num_samples, replacement)
-    torchs = functools.partial(by_torch, "multinomial", given, options, generator, fast, stream)
-    if in_graph() or (out is not None and out.dtype is not torch.int64):
+    torchs = functools.partial(
+        Call("multinomial", (input, samples, replacement), options).result, generator, fast, stream
+    )
+    shaped = input.dim() in (1, 2) and type(samples) is int and samples > 0 and type(replacement) is bool
+    if in_graph() or not shaped or (out is not None and (out.dtype is not torch.int64 or out.is_meta)):
         return torchs()
-    if not is_distribution(input, num_samples, replacement):
-        return torchs()
-    made = torch.empty(*input.shape[:-1], num_samples, dtype=torch.int64, device=input.device)
-    by = way(made, generator, fast, stream, "normal_", None, (torch.int64,))
-    if by is TORCH or not_read(input, made) is not None:
+    made = torch.empty(*input.shape[:-1], samples, dtype=torch.int64, device=input.device)
+    by = way(made if out is None else out, generator, fast, stream, None, None, (torch.int64,))
+    if by is TORCH or not_read(input, made) is not None or not is_distribution(input, samples, replacement):
         return torchs()
     draw = with_replacement if replacement else without_replacement
     rows = input.detach() if input.dim() == 2 else input.detach()[None]
-    made.copy_(draw(rows, num_samples, generator, stream, by is COMPILED).view(made.shape))
-    return made if out is None else result(out, made.shape, made).copy_(made)
+    if rows.device.type == "mps":  # which has no float64
+        rows = rows.cpu()
+    if out is not None:
+        made = result(out, made.shape, made)
+    return made.copy_(draw(rows, samples, generator, stream, by is COMPILED).view(made.shape))
 
 
 def is_distribution(weights: Tensor, samples: int, replacement: bool) -> bool:
-    """Whether torch draws so many samples by these weights, and has no error for them."""
-    count = weights.shape[-1] if weights.dim() in (1, 2) else 0
-    fits = type(samples) is int and samples > 0 and (samples <= count or replacement)
-    if not fits or weights.numel() == 0 or count > 1 << 24 or weights.is_meta or weights.dtype not in FORMATS:
+    """Whether torch draws so many samples by these weights, and has no error for them. Waits for a GPU."""
+    count = weights.shape[-1]
+    fits = (samples <= count or replacement) and count <= 1 << 24
+    if fits and count and not weights.numel():
+        return True  # no rows
+    if not fits or not count or weights.dtype not in FORMATS or weights.dtype.itemsize == 1:
         return False
-    low, high = torch.aminmax(weights.detach().float() if weights.dtype.itemsize == 1 else weights.detach())
+    low, high = torch.aminmax(weights.detach())
     return bool(low >= 0 and high < math.inf and (weights.detach().amax(-1) > 0).all())

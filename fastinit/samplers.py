@@ -19,7 +19,7 @@ from .drawing import originals
 from .drawing.regions import Target
 from .drawing.streams import Stream
 from .initialisers.each import fill_each
-from .initialisers.quick import serve
+from .initialisers.quick import METHOD, serve
 
 T = TypeVar("T", bound=Target)
 
@@ -37,12 +37,12 @@ def bernoulli_(
     p may be a tensor of floating-point numbers that broadcasts to the tensor's shape (a shard's local one): a
     probability for each element. One that has equal numbers gives the samples that the number gives.
     """
-    if isinstance(p, torch.Tensor) and p.numel() != 1:
+    if isinstance(p, torch.Tensor) and (p.numel() != 1 or p.dim() > tensor.dim()):
         return fill_each(
             "bernoulli_", tensor, (p,), generator, fast, stream,
             lambda: originals.call(originals.originals["bernoulli_"], tensor, p, generator),
         )  # fmt: skip
-    return serve("bernoulli_", tensor, (p,), generator, fast, stream, stands_for="normal_")
+    return serve("bernoulli_", tensor, (p,), generator, fast, stream, elsewhere=METHOD)
 
 
 def cauchy_(
@@ -55,7 +55,7 @@ def cauchy_(
     stream: Stream | None = None,
 ) -> T:
     """Cauchy samples, half of them within sigma > 0 of the median, as `torch.Tensor.cauchy_`."""
-    return serve("cauchy_", tensor, (median, sigma), generator, fast, stream, stands_for="normal_")
+    return serve("cauchy_", tensor, (median, sigma), generator, fast, stream, elsewhere=METHOD)
 
 
 def exponential_(
@@ -67,7 +67,7 @@ def exponential_(
     stream: Stream | None = None,
 ) -> T:
     """Exponential samples with mean 1 / lambd, lambd > 0, as `torch.Tensor.exponential_`."""
-    return serve("exponential_", tensor, (lambd,), generator, fast, stream, stands_for="normal_")
+    return serve("exponential_", tensor, (lambd,), generator, fast, stream, elsewhere=METHOD)
 
 
 def geometric_(
@@ -82,7 +82,7 @@ def geometric_(
 
     At most what a whole-number dtype holds.
     """
-    return serve("geometric_", tensor, (p,), generator, fast, stream, stands_for="normal_")
+    return serve("geometric_", tensor, (p,), generator, fast, stream, elsewhere=METHOD)
 
 
 def log_normal_(
@@ -95,7 +95,7 @@ def log_normal_(
     stream: Stream | None = None,
 ) -> T:
     """The exponentials of N(mean, std^2), std > 0, as `torch.Tensor.log_normal_`."""
-    return serve("log_normal_", tensor, (mean, std), generator, fast, stream, stands_for="normal_")
+    return serve("log_normal_", tensor, (mean, std), generator, fast, stream, elsewhere=METHOD)
 
 
 def random_(
@@ -112,11 +112,11 @@ def random_(
     numbers in every dtype. For their bias see `fastinit.laws.Integers`.
     """
     if not bounds:
-        return serve("random_", tensor, (None, None), generator, fast, stream, stands_for="normal_")
+        return serve("random_", tensor, (None, None), generator, fast, stream, elsewhere=METHOD)
     start, stop = as_whole(bounds[0] if len(bounds) == 2 else 0), as_whole(bounds[-1])
     if len(bounds) > 2 or type(start) is not int or not (type(stop) is int or (stop is None and len(bounds) == 2)):
         torch.empty(0, device="cpu").random_(*bounds)  # for torch's TypeError
-    return serve("random_", tensor, (start, stop), generator, fast, stream, stands_for="normal_")
+    return serve("random_", tensor, (start, stop), generator, fast, stream, elsewhere=METHOD)
 
 
 def as_whole(value: Any) -> Any:

@@ -19,12 +19,16 @@ from .drawing.regions import Target
 from .drawing.streams import Stream
 from .init import normal_
 from .initialisers.fans import axes
-from .initialisers.quick import serve
+from .initialisers.quick import Elsewhere, serve
 
 T = TypeVar("T", bound=Target)
 F = TypeVar("F", bound=Callable[..., Any])
-# The distributions, and the function of torch.nn.init that draws each.
-DISTRIBUTIONS = {"truncated_normal": "trunc_normal_", "untruncated_normal": "normal_", "uniform": "uniform_"}
+# The distributions, and who draws each in torch.nn.init.
+DISTRIBUTIONS = {
+    "truncated_normal": Elsewhere("trunc_normal_"),
+    "untruncated_normal": Elsewhere("normal_"),
+    "uniform": Elsewhere("uniform_"),
+}
 
 
 def variance_scaling_(
@@ -54,7 +58,7 @@ def variance_scaling_(
         raise ValueError(f"distribution is one of {', '.join(DISTRIBUTIONS)}; got {distribution!r}{hint}")
     given = layout if fan_in is fan_out is None and groups == 1 else axes(layout, fan_in, fan_out, groups)
     name, torchs = f"variance_scaling_ {distribution}", DISTRIBUTIONS[distribution]
-    return serve(name, tensor, (scale, mode), generator, fast, stream, given, shaped=True, stands_for=torchs)
+    return serve(name, tensor, (scale, mode), generator, fast, stream, given, shaped=True, elsewhere=torchs)
 
 
 OPTIONS = [p for p in inspect.signature(variance_scaling_).parameters.values() if p.kind is p.KEYWORD_ONLY]

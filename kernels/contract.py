@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import types
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 
@@ -90,10 +90,30 @@ class Engine(Protocol):
     def fill_each(
         self, out: torch.Tensor, draw: Draw, first: int, steps: Sequence[int] | None, parameters: Sequence[torch.Tensor]
     ) -> None:
-        """The same with parameters of its own for each element; the draw has none.
+        """Write elements as `fill` does, each with parameters of its own; the draw has none.
 
-        `parameters` have the shape of `out` (expanded ones share memory), its device and floating-point dtypes. Equal
-        parameters give the bits that `fill` writes. For which laws see `has_each`.
+        `parameters` have the shape of `out` (expanded ones share memory), its device and floating-point dtypes; they
+        are rounded to the precision that the law computes in. Equal parameters give the bits that `fill` writes. For
+        which laws see `has_each`.
+        """
+
+
+@runtime_checkable
+class WordEngine(Engine, Protocol):
+    """An engine that makes other things of 64-bit words than samples, each word of two random words (low, high).
+
+    Both raise `KernelMissing` before anything is written.
+    """
+
+    def permute(self, out: torch.Tensor, seed: int, stream_id: int) -> bool:
+        """Write the numbers below len(out) in the order of their words to contiguous int64; False if they are too many.
+
+        Number i has word i; equal ones are in the order of the numbers.
+        """
+
+    def choose(self, out: torch.Tensor, sums: torch.Tensor, seed: int, stream_id: int) -> None:
+        """Write to each row of `out` (contiguous int64) which of the row's sums words choose: the first that is above
+        floor(word * total / 2^64). Element i takes word i. Sums do not fall, and the last one, the total, is above 0.
         """
 
 
@@ -127,6 +147,12 @@ def width_of(kind: str, dtype: torch.dtype) -> int:
     return SAMPLERS[kind].width or WIDTHS[dtype]
 
 
+def stored_as(kind: str, dtype: torch.dtype, parameters: Sequence[torch.Tensor]) -> torch.dtype:
+    """What elements' own parameters are read as: float64 where the law computes in it and one of them has it."""
+    wide = width_of(kind, dtype) == 64 and any(tensor.dtype is torch.float64 for tensor in parameters)
+    return torch.float64 if wide else torch.float32
+
+
 def lanes_in_block(width: int) -> int:
     """How many elements one counter draws: one for each word, or for each pair of words."""
     return 128 // width
@@ -154,8 +180,8 @@ def sample_lanes(
 def sample_each(
     arithmetic: Arithmetic, kind: str, words: Sequence[Number], parameters: Sequence[Sequence[Number]]
 ) -> list[Number]:
-    """The same, where each lane has parameters of its own.
+    """The samples that one counter's four words give, where each lane has parameters of its own.
 
-    What lanes do not share is left out again by whoever compiles this; where nobody does, lanes are computed in vain.
+    Compilers remove what the other lanes compute; engines that do not compile have no use for this function.
     """
     return [sample_lanes(arithmetic, kind, words, own)[lane] for lane, own in enumerate(parameters)]

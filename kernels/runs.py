@@ -78,6 +78,11 @@ def runs_of(shape: Sequence[int], strides: Sequence[int], size: int, steps: Sequ
     return Runs(1, size, joined)
 
 
+def are_neighbours(shape: Sequence[int], steps: Sequence[int]) -> bool:
+    """Whether elements that follow each other in row-major order do so in the global tensor."""
+    return all(n == 1 or step == own for n, step, own in zip(shape, steps, row_major(shape), strict=True))
+
+
 def is_shared(tensor: torch.Tensor) -> bool:
     """Whether all elements of a tensor lie in one place."""
     return all(size == 1 or stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))

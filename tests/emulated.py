@@ -142,10 +142,14 @@ def check(
 
 def check_each(
     device: Gpu, law: Law, dtype: torch.dtype, shape: Shape, first: int, strides: Shape | None = None,
-    stored: torch.dtype = torch.float32,
+    wide: bool = False,
 ) -> None:  # fmt: skip
-    """The same where each element has parameters of its own, the last of which all share; nobody writes to them."""
-    _, numbers = law.parameters(dtype)
+    """The same where each element has parameters of its own, the last of which all share; nobody writes to them.
+
+    Where `wide`, in float64, if the law computes in it.
+    """
+    kind, numbers = law.parameters(dtype)
+    stored = torch.float64 if wide and width_of(kind, dtype) == 64 else torch.float32
     draw, field = draw_of(law, dtype)._replace(parameters=()), Field(device, dtype, shape, strides, 0)
     scale = 0.5 + torch.arange(field.out.numel(), dtype=torch.float64) / field.out.numel()
     bases = [(number * (scale if k == 0 else scale[:1])).to(stored) for k, number in enumerate(numbers)]

@@ -116,7 +116,9 @@ def test_every_case_runs(case):
 def test_names_tell_cases_apart():
     names = [case.name for case in cases.full_suite((0, 4, 26))]
     assert len(set(names)) == len(names)
-    assert sorted(names[:38]) == sorted(name for name in names if name.endswith("2^00"))
+    assert sorted(names[: names.index("uniform_ float32 2^04")]) == sorted(
+        name for name in names if name.endswith("2^00")
+    )
 
 
 def test_the_model_has_half_a_billion_parameters():
@@ -242,8 +244,6 @@ def test_every_floor_has_a_case_that_measures_it():
     for floor in floors.FLOORS:
         assert {bound.against for bound in floor.bounds} <= {*floor.case.contenders} - {"fastinit"}
         for bound in floor.bounds:
-            if bound.target == 0:  # for the record
-                continue
             assert bound.rough < bound.target if bound.faster else bound.rough > bound.target
     assert {case.name for case in cases.TABLE[:6]} <= set(names)
 

@@ -194,10 +194,58 @@ def test_a_tensor_may_hold_its_own_probabilities():
         memory = torch.cat([p, torch.zeros(20)])
         out = memory[shift : shift + 5000]
         assert same_bits(fastinit.bernoulli_(out, memory[:5000], stream=STREAM), expected)
+    size = 100_000  # two tensors of one memory, which torch knows nothing of
+    array = np.full(size + 1, 0.5, np.float32)
+    first, second = torch.from_numpy(array[:size]), torch.from_numpy(array[1:])
+    expected = fastinit.bernoulli_(torch.empty(size), torch.full((size,), 0.5), stream=STREAM)
+    assert same_bits(fastinit.bernoulli_(second, first, stream=STREAM), expected)
+
+
+@pytest.mark.parametrize("count", [1, 5, 700, 300_000])
+def test_bits_do_not_depend_on_the_size(count):
+    """A number beside a tensor, in float64, which float32 does not hold."""
+    out = torch.empty(count, dtype=torch.float64)
+    expected = fastinit.normal_(torch.empty_like(out), 0.1, 1.0, stream=STREAM)
+    assert same_bits(fastinit.random.normal(0.1, torch.ones(count), out=out, stream=STREAM), expected)
+    exact = torch.full((count,), 0.1, dtype=torch.float64)
+    assert same_bits(fastinit.random.normal(exact, 1.0, stream=STREAM), expected)
+    half = fastinit.random.normal(torch.full((count,), 0.1), torch.ones(count).double(), stream=STREAM)
+    assert same_bits(half, fastinit.normal_(torch.empty(count), 0.1, 1.0, stream=STREAM))
+
+
+def test_neighbours_in_memory_are_no_reason_to_look_twice(monkeypatch):
+    memory = torch.rand(768)
+    mean, std, out = memory[:256], memory[256:512], memory[512:]
+    monkeypatch.setattr(each, "fill", None)
+    fastinit.random.normal(mean, std, out=out, stream=STREAM)
+
+
+def test_numbers_on_another_device_are_not_read(monkeypatch):
+    """As far as it can be tried without one: their address is no address here."""
+    p = torch.rand(300)
+    real = each.ordinary_address
+    monkeypatch.setattr(each, "ordinary_address", lambda t, *a: 1 << 45 if t is p else real(t, *a))
+    monkeypatch.setattr(torch.Tensor, "is_cpu", property(lambda t: t is not p))
+    assert not each.fill_quickly("bernoulli_", torch.empty(300), (p,), None, None, STREAM)
+
+
+@pytest.mark.parametrize("strided", [False, True])
+def test_numbers_beyond_the_precision_are_torchs(strided):
+    mean = torch.zeros(600)[::2] if strided else torch.zeros(300)
+    assert fastinit.random.normal(mean, 1e39).isinf().all()
+    with pytest.raises(RuntimeError, match="beyond the precision"):
+        fastinit.random.normal(mean, 1e39, stream=STREAM)
 
 
 NAN = float("nan")
-BAD = [torch.tensor([0.5, 2.0]), torch.tensor([0.5, -0.1]), torch.tensor([NAN, 0.5]), torch.ones(3), torch.ones(2, 2)]
+BAD = [
+    torch.tensor([0.5, 2.0]),
+    torch.tensor([0.5, -0.1]),
+    torch.tensor([NAN, 0.5]),
+    torch.ones(3),
+    torch.ones(2, 2),
+    torch.ones(1, 1, 1),
+]
 BAD += [torch.tensor([1, 0]), torch.tensor([True, False]), torch.ones(2, dtype=torch.complex64)]
 
 

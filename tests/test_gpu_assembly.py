@@ -43,10 +43,11 @@ VARIANTS = [Variant(kind, dtype, n, outer) for (kind, dtype), n in KINDS.items()
 # A load for each parameter of an element is all that these may do besides.
 EACH = [
     Variant(kind, dtype, len(values), 0, stored)
-    for _, law, dtype in CASES
-    for kind, values in [law.parameters(dtype)]
+    for example in EXAMPLES.values()
+    for dtype in example.dtypes
+    for kind, values in [example.law.parameters(dtype)]
     for stored in (torch.float32, torch.float64)
-    if law in [example.law for example in EXAMPLES.values() if example.by_element]
+    if example.by_element is not None and 8 * stored.itemsize <= width_of(kind, dtype)
 ]
 VARIANTS += EACH
 ONCE = Variant("truncated_central", torch.bfloat16, KINDS["truncated_central", torch.bfloat16], 3)

@@ -92,7 +92,7 @@ EACH_CASES = slow_unless(lambda case: case[0] in ("normal", "bernoulli") and cas
 def test_parameters_for_each_element(device, law_name, law, dtype):
     """Contiguous, strided, of either precision, with a parameter that all share; a row is a launch of its own."""
     check_each(device, law, dtype, (900,), FAR)
-    check_each(device, law, dtype, (130,), 2**62 - 3, strides=(3,), stored=torch.float64)
+    check_each(device, law, dtype, (130,), 2**62 - 3, strides=(3,), wide=True)
     check_each(device, law, dtype, (3, 70), 37, strides=(1, 4))
     check_each(device, law, dtype, (1,), 37)
     assert set(names(device)) == {"fill_each"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -13,7 +14,7 @@ from scipy import stats
 import fastinit
 from fastinit import random
 from fastinit.drawing import engines
-from fastinit.initialisers import categories, order
+from fastinit.initialisers import categories
 from fastinit.kernels.contract import Draw, KernelMissing
 from fastinit.kernels.cpu import choices
 from fastinit.laws import Exponential, Integers
@@ -125,6 +126,13 @@ ODD = [
     ("multinomial", (torch.ones(1, 2, 3), 1), {}), ("multinomial", (torch.ones(3).long(), 1), {}),
     ("multinomial", (torch.ones(0), 1), {}), ("multinomial", (torch.tensor([[1.0, 0], [0, 0]]), 1), {}),
     ("multinomial", (torch.ones(4), 2), {"out": torch.zeros(2)}), ("multinomial", (torch.ones(4), 1.5), {}),
+    ("multinomial", (torch.ones(4).to(torch.float8_e5m2), 2), {}), ("randint", (0, 10, (-1,)), {}),
+    ("randint", (10, (2,)), {"device": "nope"}), ("normal", (0.0, 1.0, (-1,)), {}),
+    ("rand", (3,), {"memory_format": torch.contiguous_format}), ("normal", (0.0, 1.0, 3), {}),
+    ("multinomial", (torch.ones(4), 2, "no"), {}), ("multinomial", (torch.ones(0, 3), 4), {}),
+    ("randint_like", (LIKE, 0, 3), {"foo": 1}), ("normal", (torch.zeros(2), "a"), {}), ("normal", (0.0, "a", (2,)), {}),
+    ("normal", (torch.zeros(2), 1.0), {"out": torch.zeros(2, requires_grad=True)}),
+    ("rand", (2,), {"out": torch.zeros(2, requires_grad=True)}),
 ]  # fmt: skip
 
 
@@ -205,19 +213,21 @@ def compiled(kind, dtype, form, parameters):
 
 
 def test_a_permutation_without_kernels(monkeypatch):
-    expected = random.randperm(500, stream=STREAM)
+    expected, chosen = random.randperm(500, stream=STREAM), random.multinomial(WEIGHTS, 50, True, stream=STREAM)
 
     def missing(*_):
         raise KernelMissing("none")
 
     monkeypatch.setattr(choices, "permute", missing)
+    monkeypatch.setattr(choices, "choose", missing)
     assert torch.equal(random.randperm(500, stream=STREAM), expected)
+    assert torch.equal(random.multinomial(WEIGHTS, 50, True, stream=STREAM), chosen)
 
 
 def test_every_permutation_is_as_likely():
     """Of four numbers there are 24: chi-square; and the twin, which swaps two of them too often."""
     counts, swapped = np.zeros(24), np.zeros(24)
-    number = {p: k for k, p in enumerate(sorted({tuple(np.random.default_rng(k).permutation(4)) for k in range(999)}))}
+    number = {p: k for k, p in enumerate(itertools.permutations(range(4)))}
     for k in range(12_000):
         p = random.randperm(4, stream=fastinit.Stream(1, k)).tolist()
         counts[number[tuple(p)]] += 1
@@ -291,6 +301,46 @@ def test_equal_times_are_in_order(monkeypatch):
     assert random.multinomial(torch.tensor([1.0, 0, 0, 1, 0]), 5).tolist() == [0, 3, 1, 2, 4]
 
 
+def test_categories_of_weight_zero_are_in_order():
+    """Of many, where topk has an order of its own; and those whose time is too great to be a number."""
+    weights = torch.zeros(1000)
+    weights[500] = 1
+    assert random.multinomial(weights, 50, stream=STREAM).tolist() == [500, *range(49)]
+    tiny = torch.full((1000,), 5e-324, dtype=torch.float64)
+    tiny[7] = 1
+    assert random.multinomial(tiny, 20, stream=STREAM).tolist() == [7, *(k for k in range(20) if k != 7)]
+    rows = torch.zeros(3, 64).index_fill_(1, torch.tensor(9), 1.0)
+    assert random.multinomial(rows, 4, stream=STREAM).tolist() == [[9, 0, 1, 2]] * 3
+
+
+@pytest.mark.parametrize("samples", [1, 3, 40])
+def test_many_rows_are_drawn_as_one(samples):
+    weights = torch.rand(700, 11)
+    drawn = random.multinomial(weights, samples, True, stream=STREAM)
+    with fastinit.use_engine("eager"):
+        assert torch.equal(random.multinomial(weights, samples, True, stream=STREAM), drawn)
+    assert (weights.gather(1, drawn) > 0).all()
+
+
+@pytest.mark.parametrize("replacement", [True, False])
+def test_signs_and_sizes_of_weights_are_no_matter(replacement):
+    """A negative zero is a zero; numbers near the least that float64 has are as good as any; no row is no error."""
+    weights = torch.tensor([-0.0, 2, 3, 0], dtype=torch.float64)
+    for scale in (1.0, 2.0**-1040, 2.0**900):
+        drawn = random.multinomial(weights * scale, 2, replacement, stream=STREAM)
+        assert torch.equal(drawn, random.multinomial(weights.abs(), 2, replacement, stream=STREAM))
+        assert set(drawn.tolist()) <= {1, 2}
+    assert random.multinomial(torch.ones(0, 5), 2, replacement, stream=STREAM).shape == (0, 2)
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert torch.equal(random.randperm(np.int64(9), stream=STREAM), random.randperm(9, stream=STREAM))
+    drawn = random.multinomial(WEIGHTS, np.int64(2), stream=STREAM)
+    assert torch.equal(drawn, random.multinomial(WEIGHTS, 2, stream=STREAM))
+    whole = random.randint(np.int64(9), (5,), stream=STREAM)
+    assert torch.equal(whole, random.randint(9, (5,), stream=STREAM))
+
+
 @pytest.mark.parametrize("replacement", [True, False])
 def test_categories_come_as_often_as_they_ought_to(replacement):
     """Chi-square of the first one drawn; and the twin, with a weight a tenth greater."""
@@ -334,7 +384,75 @@ def test_results_are_laid_out_as_torchs():
             assert torch.equal(out, random.multinomial(weights, 2, replacement, stream=STREAM))
 
 
-def test_an_order_is_that_of_the_words_as_unsigned_numbers():
-    assert order.WORDS == WORDS
-    low, high = order.words(3, 5, 100, torch.device("cpu"), STREAM, False)
-    assert [h << 32 | l for l, h in zip(low.tolist(), high.tolist(), strict=True)] == words(8)[3:]  # noqa: E741
+# --- what others do to torch.nn.init -----------------------------------------------------------
+
+EVERY = {name: (arguments, options) for name, arguments, options, _ in CALLS} | {
+    "randperm": ((20,), {}), "multinomial": ((torch.ones(9), 3), {}), "bernoulli": ((torch.full((4,), 0.5),), {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_nobody_who_replaces_torch_nn_inits_functions_is_asked(name, monkeypatch):
+    """They are other functions than these, of which torch's are called as they were."""
+    arguments, options = EVERY[name]
+    expected = getattr(random, name)(*arguments, **options, stream=STREAM)
+    torch.manual_seed(1)
+    torchs = getattr(torch, name)(*arguments, **options)
+    for function in ("normal_", "uniform_"):
+        monkeypatch.setattr(torch.nn.init, function, lambda *_, **__: None)
+    assert same_bits(getattr(random, name)(*arguments, **options, stream=STREAM).detach(), expected.detach())
+    assert getattr(random, name)(*arguments, **options).shape == expected.shape
+    torch.manual_seed(1)
+    assert same_bits(getattr(random, name)(*arguments, **options, fast=False).detach(), torchs.detach())
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_mode_sees_torchs_own_call(name):
+    from torch.overrides import TorchFunctionMode
+
+    class Seen(TorchFunctionMode):
+        def __init__(self):
+            super().__init__()
+            self.names = []
+
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            self.names.append(func.__name__)
+            return func(*args, **(kwargs or {}))
+
+    arguments, options = EVERY[name]
+    with Seen() as seen:
+        getattr(random, name)(*arguments, **options)
+    assert name in seen.names
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_generator_advances_by_one_number_a_call(name):
+    arguments, options = EVERY[name]
+    ours, expected = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
+    getattr(random, name)(*arguments, **options, generator=ours)
+    torch.empty((), dtype=torch.int64).random_(generator=expected)
+    assert torch.equal(ours.get_state(), expected.get_state())
+
+
+def test_who_insists_by_the_environment_is_told(monkeypatch):
+    monkeypatch.setattr(fastinit.drawing.flags, "default", True)
+    for refused in (
+        lambda: random.randn(2, dtype=torch.complex64),
+        lambda: random.normal(torch.zeros(3), torch.ones(3, dtype=torch.int64)),
+    ):
+        with pytest.raises(RuntimeError):
+            refused()
+    assert random.randn(2).shape == (2,)
+
+
+def test_under_vmap_torch_draws():
+    for function in (lambda w: w + random.rand(5), lambda w: random.multinomial(w, 2), lambda w: random.normal(w, w)):
+        assert len(torch.vmap(function, randomness="different")(torch.ones(3, 5))) == 3
+
+
+def test_what_is_refused_draws_nothing():
+    before = torch.get_rng_state()
+    for refused in (lambda: random.rand(3, dtype=torch.complex64, stream=STREAM), lambda: random.rand(-1)):
+        with pytest.raises(RuntimeError):
+            refused()
+    assert torch.equal(torch.get_rng_state(), before)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from ..kernels.contract import GPUS, Draw, Engine, KernelMissing, setting_up
+from ..kernels.contract import GPUS, Draw, Engine, KernelMissing, setting_up, width_of
 from ..kernels.cpu.forms import EACH, FORMS, STEPS, Kernel
 from ..kernels.dtypes import name_of
 from ..kernels.staged import StagedEngine
@@ -61,14 +61,15 @@ def every_kernel(laws: Collection[str] | None = None) -> list[Kernel]:
     for example in (one for law in laws for one in BY_NAME[law].EXAMPLES.values()):
         for dtype in example.dtypes:
             kind, values = example.law.parameters(dtype)
-            forms = [*FORMS, *(EACH.values() if example.by_element else ())]
+            each = [form for stored, form in EACH.items() if stored.itemsize * 8 <= width_of(kind, dtype)]
+            forms = [*FORMS, *(each if example.by_element else ())]
             wanted |= {(kind, dtype, form, len(values)): None for form in forms}
     steps: list[Kernel] = [("words", torch.int64, step, 0) for step in STEPS] if "words" in laws else []
     return [*wanted, *steps]
 
 
 # What the GPU engine was found to do, by device, law and dtype: why it must not be trusted, or None.
-trials: dict[tuple[str, str, torch.dtype], str | None] = {}
+trials: dict[tuple[str, str, torch.dtype, bool], str | None] = {}
 
 
 def trial(
@@ -80,7 +81,7 @@ def trial(
     compiled; it waits for the device, and so is put off while a graph is being captured.
     """
     kind, parameters = law
-    place = (str(device), f"{kind} by element" if by_element else kind, dtype)
+    place = (str(device), kind, dtype, by_element)
     if place in trials:
         return trials[place]
     reference = load("reference")
@@ -94,14 +95,9 @@ def trial(
         expected = torch.empty(drawn.shape, dtype=dtype, device="cpu")
         reference.fill(expected, draw, first, None)
         same = torch.equal(drawn.cpu().view(torch.uint8), expected.view(torch.uint8))
-        trials[place] = (
-            None
-            if same
-            else (
-                f"its {place[1]} kernel for {name_of(dtype)} gave other bits on {device} than the reference; "
-                "please report this with what `fastinit doctor` prints"
-            )
-        )
+        form = "kernel by element" if by_element else "kernel"
+        wrong = f"its {kind} {form} for {name_of(dtype)} gave other bits on {device} than the reference; "
+        trials[place] = None if same else wrong + "please report this with what `fastinit doctor` prints"
     except torch.OutOfMemoryError as error:  # the next time there may be room
         return str(error)
     except Exception as error:  # a compiler or a driver can raise anything
@@ -111,7 +107,7 @@ def trial(
 
 def was_found_right(device: torch.device, dtype: torch.dtype, law: Parameters) -> bool:
     """Whether a trial of this law on this device is over, and went well."""
-    return trials.get((str(device), law[0], dtype), "no trial yet") is None
+    return trials.get((str(device), law[0], dtype, False), "no trial yet") is None
 
 
 def capturing(device: torch.device) -> bool:

@@ -36,29 +36,30 @@ def way(
     generator: torch.Generator | None,
     fast: bool | None,
     stream: Stream | None,
-    name: str = "normal_",
+    name: str | None = "normal_",
     layout: object = None,
     dtypes: Collection[torch.dtype] = SAMPLED,
 ) -> Way:
-    """Who serves this call of the initialiser `name`, by the flags and by what the tensor is; every rule is looked at.
+    """Who serves a call of an initialiser, by the flags and by what the tensor is; every rule is looked at.
 
-    TORCH is torch.nn.init's function of that name, or what others have put in its place: `originals.call`. Raises
-    `RuntimeError` where it would have to serve and cannot: with `fast=True`, where a stream or a shard is given, and
-    where a layout is given to somebody else's function.
+    TORCH is torch.nn.init's function `name`, or what others have put in its place: `originals.call`. Without a name it
+    is torch's own function or method, which nobody replaces. Raises `RuntimeError` where it would have to serve and
+    cannot: with `fast=True`, where a stream or a shard is given, and where a layout is given to somebody else's
+    function.
     """
     check_source(generator, stream)
     tensor = local_of(target)
     flags.check_fast(fast)
     other = None
-    if standing.get(name) is not torchs[name]:
+    if name is not None and standing.get(name) is not torchs[name]:
         if originals.is_kept(name, tensor):
             return TORCH
         other = originals.replacement(name)
     asked = flags.flag_of(tensor) if fast is None else fast
     beyond_torch = asked or stream is not None or layout is not None or isinstance(target, Shard)
-    if beyond_torch and other is not None and originals.unwrapped(other) is ours[name]:
+    if name is not None and beyond_torch and other is not None and originals.unwrapped(other) is ours[name]:
         other = None  # a functools.partial of ours, which may be what calls, and can serve all that ours can
-    if other is not None:
+    if name is not None and other is not None:
         reason: str | None = originals.told(name, other)
     elif asked is False:
         reason = "fast=False asks for torch.nn.init"

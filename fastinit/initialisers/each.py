@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Generator, Tensor
 
-from ..drawing import engines
+from ..drawing import engines, flags
 from ..drawing.fill import ByElement, fill
 from ..drawing.flags import forced_engine
 from ..drawing.regions import Shard, Target, local_of
@@ -16,7 +17,7 @@ from ..drawing.route import COMPILED, TORCH, outside_contract, way
 from ..drawing.streams import Stream, drawn_seed
 from ..drawing.torch_private import increment_version
 from ..kernels.dtypes import FORMATS, drawn_as
-from ..laws import EXAMPLES, Law
+from ..laws import EXAMPLES, Law, working
 from .quick import ordinary_address
 from .table import DTYPES
 
@@ -24,7 +25,7 @@ T = TypeVar("T", bound=Target)
 Numbers = float | Tensor
 READY = (torch.float32,)  # what the fast path reads
 MOST_IN_BLOCK = 64  # elements; see `contract.block_size`
-LIKE: dict[str, Law] = {f"{name}_": one.law for name, one in EXAMPLES.items() if one.by_element}
+LIKE: dict[str, Law] = {f"{name}_": one.by_element for name, one in EXAMPLES.items() if one.by_element is not None}
 
 
 def fill_each(
@@ -39,17 +40,17 @@ def fill_each(
     """Fill `target` with samples of the law `name`, whose numbers are tensors that broadcast to its (local) shape.
 
     `by_torch` is torch's call, which serves what the kernels do not: other dtypes, tensors of numbers that are not
-    plain. Raises `RuntimeError` where it would have to serve and cannot (see `route.way`), and torch's errors for
-    numbers out of range and for shapes that do not fit.
+    plain, numbers beyond the precision that the law computes in. Raises `RuntimeError` where it would have to serve and
+    cannot (see `route.way`), and torch's errors for numbers out of range and for shapes that do not fit.
     """
     if fill_quickly(name, target, numbers, generator, fast, stream):
         return target
     local = local_of(target)
-    by = way(target, generator, fast, stream, "normal_", None, DTYPES.get(name, FORMATS))
-    tensors = [number for number in numbers if isinstance(number, Tensor)]
-    lacking = next((reason for tensor in tensors if (reason := not_read(tensor, local)) is not None), None)
+    by = way(target, generator, fast, stream, None, None, DTYPES.get(name, FORMATS))
+    lacking = None if by is TORCH else next(filter(None, (not_read(number, local) for number in numbers)), None)
     if by is TORCH or lacking is not None:
-        if lacking is not None and (fast or stream is not None or isinstance(target, Shard)):
+        asked = flags.flag_of(local) if fast is None else fast
+        if lacking is not None and (asked or stream is not None or isinstance(target, Shard)):
             raise RuntimeError(f"{name} by element draws with plain tensors of numbers alone: {lacking}")
         return by_torch()
     check_range(name, numbers)
@@ -66,24 +67,30 @@ def fill_quickly(
     fast: bool | None,
     stream: Stream | None,
 ) -> bool:
-    """The same for a small tensor of the CPU, if nothing needs a second look and all numbers are ready to be read."""
-    address = ordinary_address(target, generator, fast, stream, "normal_", DTYPES.get(name, FORMATS))
+    """Fill a small tensor of the CPU, if nothing needs a second look and all numbers are ready to be read.
+
+    Returns whether it did; see `fill_each`.
+    """
+    address = ordinary_address(target, generator, fast, stream, None, DTYPES.get(name, FORMATS))
     if not address or forced_engine.get() is not None:
         return False
     tensor, places, kept = cast("Tensor", target), [], []
     size, count = tensor.element_size(), tensor.numel()
-    for number in numbers:
-        if not isinstance(number, Tensor):
-            kept.append(torch.full((MOST_IN_BLOCK,), number, dtype=torch.float32, device="cpu"))
-            places += [kept[-1].data_ptr(), 0]
-            continue
-        place = ordinary_address(number, None, None, None, "normal_", READY)
-        if number.shape != tensor.shape or not place or abs(place - address) < 8 * count:
-            return False
-        places += [place, 4]
     write, most = plan(name, tensor.dtype, len(numbers)) if tensor.is_cpu else (None, 0)
     if write is None or size * count > most:
         return False
+    for number in numbers:
+        if not isinstance(number, Tensor):
+            if tensor.dtype is torch.float64 or not is_held(number, tensor.dtype):  # the kernel reads float32
+                return False
+            kept.append(torch.full((MOST_IN_BLOCK,), number, dtype=torch.float32, device="cpu"))
+            places += [kept[-1].data_ptr(), 0]
+            continue
+        place = ordinary_address(number, None, None, None, None, READY)
+        apart = place >= address + size * count or address >= place + 4 * count
+        if not (place and apart and number.is_cpu and number.shape == tensor.shape):
+            return False
+        places += [place, 4]
     check_range(name, numbers)
     seed, stream_id = (drawn_seed(generator), 0) if stream is None else (stream.seed, stream.id)
     increment_version((tensor,))  # before the write: an interruption may come between
@@ -105,34 +112,59 @@ def plan(name: str, dtype: torch.dtype, parameters: int) -> tuple[Any, int]:
     return plans[key]
 
 
-def not_read(tensor: Tensor, local: Tensor) -> str | None:
-    """Why the kernels cannot read numbers from this tensor; None if they can."""
-    if tensor.is_meta or (tensor.device != local.device and tensor.dim()):
-        return f"numbers on {tensor.device} for a tensor on {local.device}"
-    reason = outside_contract(tensor)
+@functools.cache
+def greatest(dtype: torch.dtype) -> float:
+    """The greatest number of the precision that samples of `dtype` are computed in."""
+    return FORMATS[working(dtype)].greatest
+
+
+def is_held(number: float, dtype: torch.dtype) -> bool:
+    return abs(number) <= greatest(dtype)  # not nan
+
+
+def not_read(number: Numbers, local: Tensor) -> str | None:
+    """Why the kernels cannot take these numbers; None if they can."""
+    if not isinstance(number, Tensor):
+        return None if is_held(number, local.dtype) else f"{number} is beyond the precision of the samples"
+    if number.is_meta or (number.device != local.device and number.dim()):
+        return f"numbers on {number.device} for a tensor on {local.device}"
+    reason = outside_contract(number)
     return None if reason == "its elements may share memory" else reason  # they are only read
 
 
 def as_read(number: Numbers, local: Tensor) -> Tensor:
     """Numbers as a tensor on the device that is written, apart from the memory that is."""
     if not isinstance(number, Tensor):
-        return torch.tensor(number, dtype=torch.float64, device=local.device)
-    if number.device != local.device or number.untyped_storage().data_ptr() == local.untyped_storage().data_ptr():
+        return torch.tensor(number, dtype=working(local.dtype), device=local.device)
+    if number.device != local.device or overlap(number, local):
         return number.detach().to(local.device, copy=True)
     return number.detach()
+
+
+def overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether the memory that two tensors reach over has bytes in common."""
+    (start, end), (other, other_end) = extent(a), extent(b)
+    return start < other_end and other < end
+
+
+def extent(tensor: Tensor) -> tuple[int, int]:
+    start, reach = tensor.data_ptr(), 1
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        reach += (size - 1) * stride
+    return start, start + reach * tensor.element_size()
 
 
 def check_range(name: str, numbers: tuple[Numbers, ...]) -> None:
     """Raises torch's error where a number is out of range, or none. Reads them all; on a GPU it waits for them."""
     number = numbers[-1]  # the standard deviation, or the probability
+    if isinstance(number, Tensor) and number.numel() == 0:
+        return
     if not isinstance(number, Tensor):
         low = high = float(number)
-    elif number.numel() == 0:
-        return
-    elif name == "normal_":
+    elif name == "normal_" and number.dtype.itemsize > 1:
         low = high = number.min().item()
-    else:
-        low, high = (bound.item() for bound in torch.aminmax(number))
+    else:  # float8 is not compared by torch
+        low, high = (bound.item() for bound in torch.aminmax(number.float() if number.dtype.itemsize == 1 else number))
     if name == "normal_" and not low >= 0:
         if isinstance(number, Tensor):
             torch.normal(0.0, torch.tensor([-1.0], device="cpu"))

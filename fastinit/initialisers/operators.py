@@ -50,6 +50,7 @@ def record(
     generator: torch.Generator | None,
     stream: Stream | None,
     layout: Layout = None,
+    instead: Callable[[], T] | None = None,
 ) -> tuple[T, Any, Engine | None]:
     """`table.draw`, later: have the call served when the graph runs that is being made.
 
@@ -57,11 +58,11 @@ def record(
     graph, and for what torch.utils.checkpoint runs twice, where no stream makes it the same.
     """
     if by is TORCH:
-        return draw(name, TORCH, target, values, generator, stream, layout)
+        return draw(name, TORCH, target, values, generator, stream, layout, instead)
     if any(isinstance(value, Tensor) and value.dim() > 0 for value in values):  # a number for each element is torch's
         if stream is not None or isinstance(target, Shard):
             refuse(f"{name} takes one number for all elements, where a stream or a shard is given; got a tensor")
-        return draw(name, TORCH, target, values, generator, stream, layout)
+        return draw(name, TORCH, target, values, generator, stream, layout, instead)
     refuse_in_graphs(name, generator, stream)
     local, given = local_of(target), layout if isinstance(layout, Axes) else Axes(layout, None, None, 1)
     drawn = None

@@ -7,9 +7,9 @@ tensors' kernels are remembered; who draws into what is out of the ordinary, `ro
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from types import NoneType
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -61,13 +61,12 @@ def ordinary_address(
     generator: torch.Generator | None,
     fast: bool | None,
     stream: Stream | None,
-    name: str = "normal_",
+    name: str | None = "normal_",
     dtypes: Collection[torch.dtype] = FORMATS,
 ) -> int:
-    """Where the tensor's memory is, if nothing about this call of the initialiser `name` needs a second look, else 0.
+    """Where the tensor's memory is, if nothing about this call of an initialiser needs a second look, else 0.
 
-    torch.nn.init has such an initialiser, which nobody has replaced; it draws in `dtypes`.
-
+    Nobody has replaced torch.nn.init's function `name`, if there is one to obey; `dtypes` are those that it draws in.
     `route.way` would say KERNELS then. No tensor without elements is ordinary.
     """
     address: int
@@ -79,7 +78,7 @@ def ordinary_address(
             and (stream is None or (type(stream) is Stream and generator is None))
             and type(tensor) in TYPES  # before anything else is asked of it
             and FLAG not in tensor.__dict__  # a flag may have come with a file
-            and (standing[name] is torchs[name] or standing[name] is ours[name])
+            and (name is None or standing[name] is torchs[name] or standing[name] is ours[name])
             and not function_modes()
             and not dispatch_modes()
             and transform() is None
@@ -103,6 +102,16 @@ def ordinary_address(
     return 0
 
 
+class Elsewhere(NamedTuple):
+    """Who makes what torch.nn.init has no function of its own for."""
+
+    obeys: str | None = None  # the function of torch.nn.init that would, whose replacement is obeyed
+    torchs: Callable[[], Any] | None = None  # torch's call, where that is no function or method of that name
+
+
+METHOD = Elsewhere()  # torch's tensors, which have a method of the name
+
+
 def serve(
     name: str,
     target: T,
@@ -112,17 +121,18 @@ def serve(
     stream: Stream | None,
     layout: Layout = None,
     shaped: bool = False,
-    stands_for: str | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> T:
     """Serve a call of the initialiser `name` with the arguments `values`; where `shaped`, its law depends on the shape.
 
-    What torch.nn.init has no function for `stands_for` the one that it is most like: who replaces that is obeyed.
-    The whole fast path stands in this one function: another call would be 3 % of it.
+    `elsewhere` says who makes it where torch.nn.init has no function of that name. The whole fast path stands in this
+    one function: another call would be 3 % of it.
     """
-    if stands_for is None:
+    obeyed, instead = elsewhere or (name, None)
+    if elsewhere is None:
         address = ordinary_address(target, generator, fast, stream, name)
     else:
-        address = ordinary_address(target, generator, fast, stream, stands_for, DTYPES.get(name, FORMATS))
+        address = ordinary_address(target, generator, fast, stream, obeyed, DTYPES.get(name, FORMATS))
     tensor: Any = target
     key: tuple[Any, ...] | None = None
     if address and forced_engine.get() is None and (not shaped or has_known_shape_rules(layout)):
@@ -146,10 +156,9 @@ def serve(
             increment_version((tensor,))  # before the write: an interruption may come between
             write(address, 0, count, 0, count, size, 0, 0, seed, stream_id, 0, parameters)
             return target
-    known = name if name in DTYPES else stands_for or name  # nobody replaces what torch has as a method
-    by = KERNELS if address else way(target, generator, fast, stream, known, layout, DTYPES.get(name, FORMATS))
+    by = KERNELS if address else way(target, generator, fast, stream, obeyed, layout, DTYPES.get(name, FORMATS))
     act = draw if address or not in_graph() else record
-    result, law, engine = act(name, by, target, values, generator, stream, layout)
+    result, law, engine = act(name, by, target, values, generator, stream, layout, instead)
     if key is not None and law is not None and engine is not None:
         remember(key, tensor, law, engine)
     return result

@@ -189,8 +189,10 @@ def draw(
     generator: Generator | None,
     stream: Stream | None,
     layout: Layout,
+    instead: Callable[[], T] | None = None,
 ) -> tuple[T, Law | None, Engine | None]:
-    """Have a call of the initialiser `name` with these arguments served by whom `route.way` found.
+    """Have a call of the initialiser `name` with these arguments served by whom `route.way` found; by `instead`, if
+    torch's call is another than the initialiser's.
 
     Returns what the call returns, and by which law and engine the like of it can be drawn; None where each has to be
     looked at.
@@ -203,10 +205,14 @@ def draw(
             return target, None, None
         function = scaled.function
         given = scaled.values_of(scaled.std(target.shape, *values, layout))
+    if by is TORCH and instead is not None:
+        return instead(), None, None
     if by is TORCH:
         return originals.call(originals.originals[function], target, *given, generator), None, None
     numbers = as_numbers(function, *given)
     law = None if numbers is None else OF_NUMBERS[function](target.dtype, *numbers)
+    if law is None and instead is not None:
+        return instead(), None, None
     if law is None:
         return by_torch(function, target, stream, numbers or given, generator), None, None
     engine = fill(target, law, generator, stream=stream, compiled=by is COMPILED)

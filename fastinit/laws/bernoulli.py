@@ -48,4 +48,4 @@ class Bernoulli:
         return "bernoulli", (self.p,)
 
 
-EXAMPLES = {"bernoulli": Example(Bernoulli(0.3), COUNTED, by_element=True)}
+EXAMPLES = {"bernoulli": Example(Bernoulli(0.3), COUNTED, by_element=Bernoulli(0.25))}

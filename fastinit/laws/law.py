@@ -49,12 +49,12 @@ COUNTED = (torch.float32, torch.bfloat16, torch.float16, torch.float64, *dict.fr
 class Example(NamedTuple):
     """A law to try, and in which dtypes; tests, trials, warm-ups and benchmarks do.
 
-    `by_element` says that public functions draw it with parameters for each element, too.
+    `by_element` is a law whose numbers float32 holds, where public functions draw it with parameters for each element.
     """
 
     law: Law
     dtypes: tuple[torch.dtype, ...] = tuple(FORMATS)
-    by_element: bool = False
+    by_element: Law | None = None
 
 
 def working(dtype: torch.dtype) -> torch.dtype:

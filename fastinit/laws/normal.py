@@ -51,4 +51,4 @@ class Normal:
         return "normal", (nearest(self.mean, number), nearest(self.std, number))
 
 
-EXAMPLES = {"normal": Example(Normal(0.25, 2.0), by_element=True)}
+EXAMPLES = {"normal": Example(Normal(0.25, 2.0), by_element=Normal(0.25, 2.0))}

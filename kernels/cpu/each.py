@@ -29,9 +29,7 @@ def each_writer(kind: str, dtype: torch.dtype, stored: torch.dtype) -> Any:
             builder.add(place, ir.Constant(place.type, lane * COLUMNS * size)), vector.as_pointer()
         )
         loaded = Lanes(builder, element, builder.load(pointer, align=size))
-        if element == f"f{width}":
-            return loaded
-        return loaded.cast("f64", "fpext") if width == 64 else loaded.cast("f32", "fptrunc")
+        return loaded if element == f"f{width}" else loaded.cast("f64", "fpext")
 
     @intrinsic
     def write_each(context, address, block, seed, stream_id, streaming, places):
@@ -90,7 +88,7 @@ def each_kernel(kind: str, dtype: torch.dtype, stored: torch.dtype, parameters: 
     """The Python source of a kernel whose `parameters` are, one after the other, addresses and steps.
 
     Those of an element are found by its position along all runs (see `loops.build_kernel`). A step is 0 where elements
-    share a parameter, which then lies there as often as a block has elements.
+    share a parameter, which is repeated there for a whole block.
     """
     write_each = each_writer(kind, dtype, stored)
     block_elements = block_size(width_of(kind, dtype))
@@ -118,8 +116,8 @@ def each_kernel(kind: str, dtype: torch.dtype, stored: torch.dtype, parameters: 
                 if not whole:  # what lies before and behind is not ours to read
                     places = kept_at(places, given, skip, count)
                 direct = whole and stride == size
-                around = streaming if target % LINE == 0 else 0
-                write_each(target if direct else spare, block, seed, stream_id, around if direct else 0, places)
+                streamed = streaming if direct and target % LINE == 0 else 0
+                write_each(target if direct else spare, block, seed, stream_id, streamed, places)
                 if not direct and stride == size:
                     copy_bytes(target, spare + skip * size, count * size)
                 elif not direct:

@@ -12,7 +12,7 @@ import torch
 from llvmlite import binding
 from torch import Tensor
 
-from ..contract import SAMPLERS, Draw, KernelMissing, block_size, setting_up, width_of
+from ..contract import SAMPLERS, Draw, KernelMissing, block_size, setting_up, stored_as, width_of
 from ..dtypes import uncovered
 from ..runs import Runs, is_dense, is_shared, parts, row_major, runs_of
 from . import cache, native
@@ -173,6 +173,16 @@ class CpuEngine:
         runs = runs_of(out.shape, out.stride(), dtype.itemsize, steps)
         share_out(form_of(runs, kind, dtype), out, runs, draw, first)
 
+    def permute(self, out: Tensor, seed: int, stream_id: int) -> bool:
+        from . import choices
+
+        return choices.permute(out, seed, stream_id)
+
+    def choose(self, out: Tensor, sums: Tensor, seed: int, stream_id: int) -> None:
+        from . import choices
+
+        choices.choose(out, sums, seed, stream_id)
+
     def plan_each(self, kind: str, dtype: torch.dtype, parameters: int) -> tuple[Callable[..., None], int]:
         """The kernel that takes so many float32 parameters a sample, and up to how many bytes one call fills."""
         return kernel(kind, dtype, "each32", parameters), THREADS_FROM - 1
@@ -181,7 +191,7 @@ class CpuEngine:
     def fill_each(
         self, out: Tensor, draw: Draw, first: int, steps: Sequence[int] | None, parameters: Sequence[Tensor]
     ) -> None:
-        stored = torch.float64 if any(tensor.dtype is torch.float64 for tensor in parameters) else torch.float32
+        stored = stored_as(draw.kind, out.dtype, parameters)
         kernel(draw.kind, out.dtype, EACH[stored], len(parameters))  # before anything is written
         steps = row_major(out.shape) if steps is None else steps
         in_place = all(is_dense(tensor) and tensor.dtype is stored for tensor in parameters)

@@ -1,6 +1,6 @@
 """Kernels that take 64-bit words of a stream, of two random words each, for something else than samples of a law.
 
-To order numbers: a bucket sort, as the words are spread evenly.
+Numbers are sorted by their words with a bucket sort, because words are uniform.
 Number i stands for word i. By the first bits of its word it comes into a bucket as an entry:
 the next 32 bits of the word, and i. A bucket fits into the cache, where a second distribution leaves a number some
 places from its own. Where 32 bits do not tell two apart, their words are drawn again: one pair in 2^32.
@@ -155,25 +155,34 @@ def settle(out, bucket, last, start, stop, bits, bounds, entries, seed, stream_i
         bucket += 1
 
 
-def choose(out, first, length, start, stop, total, outer, sums, seed, stream_id, streaming, parameters):
-    """For each word in [first + start, first + stop) the place that its share of `total` has among `length` sums.
+def choose(out, first, length, start, stop, samples, outer, sums, seed, stream_id, streaming, parameters):
+    """For each of the words in [start, stop) the place that its share of the total has among its row's `length` sums.
 
-    That is the number of sums that are at most floor(word * total / 2^64); the last one is `total`.
+    That is the number of sums that are at most floor(word * total / 2^64); the last sum is the total. A row has so many
+    `samples`.
     """
     spare = scratch(BLOCK_BYTES)
-    position = first + start
-    while position < first + stop:
-        block = position // BLOCK
-        draw_words(spare, block, seed, stream_id)
-        for k in range(position - block * BLOCK, min(BLOCK, first + stop - block * BLOCK)):
-            share = np.int64(high_half(load_word(spare + 8 * k), np.uint64(total)))
-            place, left = 0, length
-            while left > 1:  # without a branch that could be foreseen wrongly
-                half = left >> 1
-                place += half if load_int64(sums + 8 * (place + half - 1)) <= share else 0
-                left -= half
-            store_int64(place, out + 8 * (position - first))
-            position += 1
+    kept = -1  # the block whose words the scratch holds: short rows share one
+    position = start
+    while position < stop:
+        row = position // samples
+        own = sums + 8 * length * row
+        total = load_word(own + 8 * length - 8)
+        until = min(stop, (row + 1) * samples)
+        while position < until:
+            block = position // BLOCK
+            if block != kept:
+                draw_words(spare, block, seed, stream_id)
+                kept = block
+            for k in range(position - block * BLOCK, min(BLOCK, until - block * BLOCK)):
+                share = np.int64(high_half(load_word(spare + 8 * k), total))
+                place, left = 0, length
+                while left > 1:  # branch-free, because a branch would be mispredicted half the time
+                    half = left >> 1
+                    place += half if load_int64(own + 8 * (place + half - 1)) <= share else 0
+                    left -= half
+                store_int64(place, out + 8 * position)
+                position += 1
 
 
 def step_kernel(step: Form) -> Callable[..., None]:

@@ -16,15 +16,16 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
 from ..arithmetic.philox import philox
-from ..contract import COLUMNS, GPUS, SAMPLERS, Draw, block_size, width_of
+from ..contract import COLUMNS, GPUS, SAMPLERS, Draw, block_size, stored_as, width_of
 from ..dtypes import FORMATS, uncovered
-from ..runs import in_a_row, is_dense, row_major, runs_of
+from ..runs import are_neighbours, in_a_row, is_dense, is_shared, parts, row_major, runs_of
 from . import tiles
 from .primitives import INTERPRETED, arithmetic
 
 STORE = 16  # bytes that a thread writes at once: the widest store there is
 OUTER = 3  # dimensions around a run that a kernel takes; more are a launch for each index of the shortest ones
 MOST_ROWS = 2**31 - 1 - 2**20  # so that the numbers of a last program's rows are still 32 bits
+STAGING = 1 << 22  # elements whose parameters are laid out anew at a time, where they do not lie in a row
 NOTHING = contextlib.nullcontext()
 TILES_FROM = 1 << 16  # elements; below, one launch of the kernel that can do everything is quicker than two or three
 # Fills contiguous memory with the first elements of a stream: address, elements, seed and id of the stream.
@@ -331,14 +332,18 @@ class GpuEngine:
     def fill_each(
         self, out: Tensor, draw: Draw, first: int, steps: Sequence[int] | None, parameters: Sequence[Tensor]
     ) -> None:
-        stored = torch.float64 if any(tensor.dtype is torch.float64 for tensor in parameters) else torch.float32
-        parameters = [tensor.to(stored) for tensor in parameters]
-        if out.is_contiguous() and steps in (None, row_major(out.shape)) and all(map(is_dense, parameters)):
-            out, *parameters = map(in_a_row, (out, *parameters))
-            steps = (1,)
+        stored = stored_as(draw.kind, out.dtype, parameters)
         steps = row_major(out.shape) if steps is None else steps
+        in_place = all(is_dense(tensor) and tensor.dtype is stored for tensor in parameters)
         with made_current(out.device) as device:
-            Filling(device, out.dtype, draw).each(out, first, steps, parameters)
+            filling = Filling(device, out.dtype, draw)
+            for part, start, given in parts(out, first, steps, out.numel() if in_place else STAGING, parameters):
+                rows = [tensor.to(stored) if is_shared(tensor) else tensor.to(stored).contiguous() for tensor in given]
+                if part.is_contiguous() and are_neighbours(part.shape, steps):
+                    whole, *rows = map(in_a_row, (part, *rows))
+                    filling.each(whole, start, (1,), rows)
+                else:
+                    filling.each(part, start, steps, rows)
 
     def plan(self, device: torch.device, dtype: torch.dtype, law: tuple[str, tuple[float, ...]]) -> Plan:
         """What fills contiguous memory of this device with a law, and need not find out how each time."""
@@ -366,10 +371,13 @@ class GpuEngine:
             first = 3 * filling.tile - ragged
             out = torch.empty(2 * filling.tile + 3 * ragged, dtype=dtype, device=device)
             if by_element:
-                stored = torch.float64 if width_of(draw.kind, dtype) == 64 else torch.float32
-                given = [torch.full_like(out, value, dtype=stored) for value in draw.parameters]
-                self.fill_each(out, draw._replace(parameters=()), first, None, given)
-                return out, first
+                # Half of them from parameters in each precision: the draw's own must fit into both.
+                half = out.numel() // 2
+                for start, stored in ((0, torch.float32), (half, torch.float64)):
+                    part = out[start:][:half]
+                    given = [torch.full_like(part, value, dtype=stored) for value in draw.parameters]
+                    self.fill_each(part, draw._replace(parameters=()), first + start, None, given)
+                return out[: 2 * half], first
             boxed = out.numel() - ragged  # the last ones as a box of 4 rows, which another kernel fills
             filling.neighbours(out.data_ptr(), first, boxed, 0)
             size, row = out.element_size(), ragged // 4

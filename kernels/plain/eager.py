@@ -16,7 +16,7 @@ from ..arithmetic.philox import philox
 from ..arithmetic.primitives import horner_by
 from ..contract import COLUMNS, Draw, block_size, sample_lanes, width_of
 from ..dtypes import FORMATS, uncovered
-from ..runs import parts, row_major
+from ..runs import are_neighbours, parts, row_major
 from . import fma as exact
 
 PART = 1 << 17  # elements at a time: forty-odd temporaries of 8 bytes each, some 40 MB
@@ -161,9 +161,7 @@ class EagerEngine:
         steps = own if steps is None else steps
         for part, start, given in parts(out, first, steps, PART, parameters):
             # A part of several whole rows is one stretch of neighbours if its rows follow each other.
-            if not given and all(
-                n == 1 or s == t for n, s, t in zip(part.shape, steps, row_major(part.shape), strict=True)
-            ):
+            if not given and are_neighbours(part.shape, steps):
                 samples = neighbours(draw, start, part.numel(), width, out.device).view(part.shape)
             else:
                 indices = torch.tensor(start, device=out.device)
