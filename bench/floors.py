@@ -15,6 +15,7 @@ import torch
 
 from . import cases
 from .cases import Case
+from .making import MADE
 
 HALF = torch.bfloat16
 
@@ -105,7 +106,7 @@ def made() -> Iterator[Floor]:
     yield Floor(cases.made("bernoulli_(p tensor)"), (torchs(10, 2.5),))
     for exponent in (20, 24):
         yield Floor(cases.made("random.randperm", exponent), (torchs(1, 0.5),), ci=exponent == 20)
-    for function in (name for name in cases.MADE if "multinomial" in name):
+    for function in (name for name in MADE if "multinomial" in name):
         for exponent in (10, 16, 20):
             yield Floor(cases.made(function, exponent), (torchs(1, 0.5),), ci=exponent == 16)
     yield Floor(cases.many_rows(), (torchs(1, 0.5),))
