@@ -98,6 +98,7 @@ def convolution_orthogonal_(
 
 
 def draw_kernel(target: T, gain: float, generator: Generator | None, stream: Stream | None, compiled: bool) -> T:
+    """Draw `convolution_orthogonal_` where kernels may: each of its parts from a child of the call's stream."""
     own, fast = source(target, generator, stream), compiled or None
     return write_kernel(target, gain, lambda function, label, out: function(out, stream=own.child(label), fast=fast))
 

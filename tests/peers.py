@@ -200,7 +200,10 @@ def numbers(row: Row, names: dict[str, Any], shape: tuple[int, ...], native: boo
 
 
 def main(library: str, page: str, shapes: dict[str, tuple[tuple[int, ...], bool]], out: str) -> None:
-    """Write what every row of the library draws, for these shapes by row; print why not, where it does not import."""
+    """Write what every row of the library draws, for these shapes by row, or the error that it raises.
+
+    Where the library is installed and does not import, that is every row's error.
+    """
     root = Path(__file__).parents[1]
     # They would take the checkout's folder kernels/ for the package of that name.
     sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != root]
@@ -208,15 +211,13 @@ def main(library: str, page: str, shapes: dict[str, tuple[tuple[int, ...], bool]
     peer = PEERS[library]
     wanted = [row for row in rows(page) if row.library == library]
     names = {"math": math, "partial": functools.partial, "nn": nn, "torch": torch, **NUMBERS}
+    drawn: dict[str, np.ndarray | str] = {}
     try:
         imported = imports(peer, wanted[0].setup)
         names |= imported | (peer.names(imported) if peer.names else {})
-    except ImportError as error:
-        if str(error).startswith("cannot import name"):  # the page is wrong, or their version too old for it
-            raise
-        print(f"{peer.package} does not import: {error}")
-        return
-    drawn: dict[str, np.ndarray | str] = {}
+    except Exception as error:  # of a library that is broken here, or too old for the page, or the page is wrong
+        why_not = f"{peer.package} is installed and does not import: {type(error).__name__}: {error}"
+        drawn, wanted = {f"w {row.theirs}": why_not for row in wanted}, []
     for row in wanted:
         try:
             for name, values in numbers(row, names, *shapes[row.theirs]).items():

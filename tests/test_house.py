@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import fastinit
 from fastinit import laws
@@ -98,6 +100,13 @@ def test_files_and_functions_are_small(name):
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno - node.lineno < LONGEST_FUNCTION, node.name
+
+
+def test_a_requirement_has_the_same_versions_in_every_extra():
+    versions: dict[str, set[str]] = {}
+    for requirement in map(Requirement, metadata.requires("torch-fastinit")):
+        versions.setdefault(requirement.name, set()).add(str(requirement.specifier))
+    assert not {name: different for name, different in versions.items() if len(different) > 1}
 
 
 def test_every_law_s_file_is_in_the_list():

@@ -76,6 +76,15 @@ def test_any_real_number_is_worth_what_float_says(name, dtype):
             assert same_bits(ours, function(tensor.clone(), *values)), real
 
 
+def test_a_number_that_requires_grad_leaves_the_warnings_of_other_threads_alone(monkeypatch):
+    """`warnings.catch_warnings` changes the filters of all threads (before Python 3.14)."""
+    std = torch.tensor(0.5, requires_grad=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(warnings, "catch_warnings", None)
+        drawn = init.normal_(torch.empty(4), 0.0, std, stream=Stream(1))
+    assert same_bits(drawn, init.normal_(torch.empty(4), 0.0, 0.5, stream=Stream(1)))
+
+
 @pytest.mark.parametrize("name", ["xavier_uniform_", "xavier_normal_", "kaiming_uniform_", "kaiming_normal_"])
 def test_no_number_is_rounded_by_its_own_type(name):
     """A product of a float32 gain and Python's float is a float32 for NumPy and torch."""

@@ -164,20 +164,22 @@ def test_ours_fills_parameters_of_other_dtypes_and_devices(row):
 # --- theirs ------------------------------------------------------------------------------------
 
 
-@functools.cache
-def theirs(library: str) -> dict[str, np.ndarray] | str:
-    """What the library draws for all of its rows; or why it does not."""
-    peer = peers.PEERS[library]
-    if peers.missing(peer):
-        return f"{peer.package} is not installed"
-    shapes = {key: (want.shape, want.native) for key, want in EXPECTED[library].items()}
+def in_a_process(library: str, page: str, shapes: dict[str, Any], setup: str = "") -> dict[str, np.ndarray | str]:
+    """What `peers.main` writes: a weight, or an error, of each of the library's rows of a page."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "drawn.npy"
-        here = str(Path(__file__).parent)
-        arguments = f"{library!r}, {PAGE.read_text(encoding='utf-8')!r}, {shapes!r}, {str(out)!r}"
-        code = f"import sys; sys.path.insert(0, {here!r}); import peers; peers.main({arguments})"
-        why_not = python(code, **peer.environment).strip()
-        return np.load(out, allow_pickle=True).item() if out.exists() else why_not
+        code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import peers\n{setup}\n"
+        code += f"peers.main({library!r}, {page!r}, {shapes!r}, {str(out)!r})"
+        environment = peers.PEERS[library].environment if library in peers.PEERS else {}
+        python(code, **environment)
+        return np.load(out, allow_pickle=True).item()
+
+
+@functools.cache
+def theirs(library: str) -> dict[str, np.ndarray | str]:
+    """What the library, which is installed, draws for all of its rows."""
+    shapes = {key: (want.shape, want.native) for key, want in EXPECTED[library].items()}
+    return in_a_process(library, PAGE.read_text(encoding="utf-8"), shapes)
 
 
 def two_samples_p(a: np.ndarray, b: np.ndarray) -> float:
@@ -186,9 +188,10 @@ def two_samples_p(a: np.ndarray, b: np.ndarray) -> float:
 
 @every_row
 def test_theirs_follows_the_same_law(row):
+    peer = peers.PEERS[row.library]
+    if peers.missing(peer):
+        pytest.skip(f"{peer.package} is not installed")
     want, drawn = expected(row), theirs(row.library)
-    if isinstance(drawn, str):
-        pytest.skip(drawn)
     mine = {name: tensor.detach().numpy() for name, tensor in ours(row, want.shape).items()}
     parts = [(name, name, law) for name, law in (("w", want.law), ("b", want.bias)) if law is not None]
     if want.law is None:  # of a vector, which theirs fills as any weight
@@ -304,6 +307,19 @@ def test_elementwise_rows_fill_any_shape():
 
 
 # --- the tests themselves ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", ["ImportError('no libGL')", "ModuleNotFoundError(name='x')", "RuntimeError('old')"])
+def test_a_library_that_is_installed_and_does_not_import_is_an_error(tmp_path, error):
+    (tmp_path / "broken.py").write_text(f"raise {error}")
+    page = "## Broken\n\n`from broken import f`\n\n| theirs | ours | |\n| --- | --- | --- |\n" + "".join(
+        f"| `{line}` | `init.zeros_(w)` | |\n" for line in ("f(w)", "f(m)")
+    )
+    setup = f"sys.path.insert(0, {str(tmp_path)!r}); peers.PEERS['Broken'] = peers.Peer('broken')"
+    drawn = in_a_process("Broken", page, {}, setup)
+    assert drawn.keys() == {"w f(w)", "w f(m)"}
+    for why_not in drawn.values():
+        assert why_not.startswith(f"broken is installed and does not import: {error.partition('(')[0]}")
 
 
 @pytest.mark.parametrize(

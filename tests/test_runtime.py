@@ -248,6 +248,8 @@ def test_fewer_threads_than_asked_for_are_enough(monkeypatch):
     assert threads._pool.size == 0
 
 
+# JAX's, in every process that collects tests/test_jax.py; the child uses no JAX.
+@pytest.mark.filterwarnings("ignore:os.fork.. was called.*JAX is multithreaded:RuntimeWarning")
 def test_a_forked_child_draws(two_threads):
     """The pool's threads do not live in the child; it makes its own.
 

@@ -84,6 +84,20 @@ def test_configurations(name):
     assert init.get_config()["dtype"] == "float32"
 
 
+def test_each_class_is_its_own():
+    names = ["glorot_uniform_initializer", "glorot_normal_initializer", "he_uniform", "he_normal", "lecun_uniform"]
+    classes = [getattr(ours, name) for name in (*names, "lecun_normal")]
+    assert len({init(7) for init in classes}) == len({init.__doc__ for init in classes}) == len(classes)
+    assert repr(ours.he_normal(7)) == "he_normal(seed=7, dtype='float32')"
+    with pytest.raises(TypeError, match=r"he_normal\.__init__"):
+        ours.he_normal(scale=2.0)
+
+    class Mine(ours.he_normal):
+        pass
+
+    assert numbers(Mine(7)(SHAPE)).tobytes() == numbers(ours.he_normal(7)(SHAPE)).tobytes()
+
+
 def test_constants():
     assert ours.constant_initializer(np.arange(3.0)).get_config()["value"] == [0.0, 1.0, 2.0]
     assert numbers(ours.constant_initializer([1, 2, 3])((2, 2))).tolist() == [[1, 2], [3, 3]]

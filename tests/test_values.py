@@ -8,6 +8,7 @@ import inspect
 import json
 import math
 import pickle
+import warnings
 from fractions import Fraction
 
 import numpy as np
@@ -17,6 +18,7 @@ from common import bits, name_of, python, same_bits
 
 import fastinit
 from fastinit import Stream, initialisers
+from fastinit.frameworks.arrays import in_layout
 from fastinit.initialisers import Initializer, get, values
 
 STREAM = Stream(5, 6)
@@ -227,12 +229,62 @@ def test_whatever_some_tensor_can_take_is_a_value():
     make("random", 0, 2**60)
     make("constant", [1.0] * 300_000)
     make("he_normal", layout="sssio", groups=9)
+    make("he_normal", groups=10**9)
     make("normal", std=-1)  # the error may be torch's or a replacement's
     with pytest.raises(RuntimeError, match="normal expects std >= 0"):
         make("normal", std=-1)(3)
     make("trunc_normal", std=0.1, a=5, b=6)  # torch's warning comes with the call
     with pytest.warns(UserWarning, match="more than 2 std from"):
         make("trunc_normal", std=0.1, a=5, b=6)(3)
+
+
+def test_arguments_are_judged_once(monkeypatch):
+    tried, fill = [], Initializer.fill
+    monkeypatch.setattr(values, "judged", set())
+    monkeypatch.setattr(
+        Initializer, "fill", lambda self, *given, **how: tried.append(self) or fill(self, *given, **how)
+    )
+    first = [make("normal", std=2.0), in_layout(make("he_normal"), (4, 6)), make("kaiming_normal", 1)]
+    assert {*first} <= {*tried}
+    tried.clear()
+    again = [make("normal").replace(std=2.0), in_layout(make("he_normal"), (8, 12)), make("kaiming_normal", 1)]
+    assert again == first
+    assert tried == [make("normal")]
+    with pytest.raises(ValueError, match="negative_slope True not a valid number"):
+        make("kaiming_normal", True)  # equal to 1
+
+
+def test_what_was_judged_is_bounded(monkeypatch):
+    monkeypatch.setattr(values, "MOST_JUDGED", 3)
+    monkeypatch.setattr(values, "judged", set())
+    for std in (2.0, 3.0, 4.0, 5.0, 5.0):
+        make("normal", std=std)
+    assert values.judged == {("normal", ("std", float, 5.0))}
+
+
+@pytest.mark.parametrize("error", ["a", -1])
+def test_wrong_arguments_are_judged_every_time(error):
+    for _ in range(2):
+        with pytest.raises((TypeError, ValueError)):
+            make("variance_scaling", scale=error)
+
+
+def test_nothing_is_taken_for_right_while_it_cannot_be_tried(monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.init, "trunc_normal_", lambda tensor, *_: tensor)
+        make("trunc_normal", std=-1)
+    with pytest.raises(ValueError, match="needs std > 0"):
+        make("trunc_normal", std=-1)
+
+
+def test_making_a_value_leaves_the_warnings_of_other_threads_alone(monkeypatch):
+    """`warnings.catch_warnings` changes the filters of all threads (before Python 3.14), and may leave its own."""
+    monkeypatch.setattr(values, "judged", set())
+    with monkeypatch.context() as patch:
+        patch.setattr(warnings, "catch_warnings", None)
+        for name in NAMES:
+            make(name, *REQUIRED.get(name, ()))
+        make("trunc_normal", std=0.1, a=5, b=6)
 
 
 def test_making_a_value_touches_nothing(monkeypatch):

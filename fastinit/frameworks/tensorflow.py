@@ -16,7 +16,7 @@ import secrets
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -32,10 +32,11 @@ class Initializer:
 
     seed: int | None = None
     dtype: Any
+    means: ClassVar[str]  # the name here, where no argument but the seed and the dtype says more
 
     def meaning(self, dtype: np.dtype[Any]) -> values.Initializer:
         """The initialiser that it means in a dtype."""
-        raise NotImplementedError
+        return values.get(self.means)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", name_of(self.dtype))
@@ -93,9 +94,7 @@ class zeros_initializer(Initializer):
     """Zeros."""
 
     dtype: Any = "float32"
-
-    def meaning(self, dtype: np.dtype[Any]) -> values.Initializer:
-        return values.get("zeros")
+    means = "zeros"
 
 
 @dataclass(frozen=True)
@@ -103,9 +102,7 @@ class ones_initializer(Initializer):
     """Ones."""
 
     dtype: Any = "float32"
-
-    def meaning(self, dtype: np.dtype[Any]) -> values.Initializer:
-        return values.get("ones")
+    means = "ones"
 
 
 @dataclass(frozen=True)
@@ -222,66 +219,50 @@ class identity_initializer(Initializer):
 
 
 @dataclass(frozen=True)
-class glorot_uniform_initializer(Initializer):
+class Scaled(Initializer):
+    """The base of those whose scale follows from the fans alone."""
+
+    seed: int | None = None
+    dtype: Any = "float32"
+
+
+@dataclass(frozen=True)
+class glorot_uniform_initializer(Scaled):
     """Uniform of variance 2 / (fan_in + fan_out)."""
 
-    seed: int | None = None
-    dtype: Any = "float32"
-
-    def meaning(self, dtype: np.dtype[Any]) -> values.Initializer:
-        return values.get("glorot_uniform")
+    means = "glorot_uniform"
 
 
 @dataclass(frozen=True)
-class glorot_normal_initializer(Initializer):
+class glorot_normal_initializer(Scaled):
     """Truncated normal of variance 2 / (fan_in + fan_out)."""
 
-    seed: int | None = None
-    dtype: Any = "float32"
-
-    def meaning(self, dtype: np.dtype[Any]) -> values.Initializer:
-        return values.get("glorot_normal")
+    means = "glorot_normal"
 
 
 @dataclass(frozen=True)
-class he_uniform(Initializer):
+class he_uniform(Scaled):
     """Uniform of variance 2 / fan_in."""
 
-    seed: int | None = None
-    dtype: Any = "float32"
-
-    def meaning(self, dtype: np.dtype[Any]) -> values.Initializer:
-        return values.get("he_uniform")
+    means = "he_uniform"
 
 
 @dataclass(frozen=True)
-class he_normal(Initializer):
+class he_normal(Scaled):
     """Truncated normal of variance 2 / fan_in."""
 
-    seed: int | None = None
-    dtype: Any = "float32"
-
-    def meaning(self, dtype: np.dtype[Any]) -> values.Initializer:
-        return values.get("he_normal")
+    means = "he_normal"
 
 
 @dataclass(frozen=True)
-class lecun_uniform(Initializer):
+class lecun_uniform(Scaled):
     """Uniform of variance 1 / fan_in."""
 
-    seed: int | None = None
-    dtype: Any = "float32"
-
-    def meaning(self, dtype: np.dtype[Any]) -> values.Initializer:
-        return values.get("lecun_uniform")
+    means = "lecun_uniform"
 
 
 @dataclass(frozen=True)
-class lecun_normal(Initializer):
+class lecun_normal(Scaled):
     """Truncated normal of variance 1 / fan_in."""
 
-    seed: int | None = None
-    dtype: Any = "float32"
-
-    def meaning(self, dtype: np.dtype[Any]) -> values.Initializer:
-        return values.get("lecun_normal")
+    means = "lecun_normal"

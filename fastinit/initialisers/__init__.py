@@ -19,7 +19,7 @@ functions: dict[str, Callable[..., Any]] = {}
 def __getattr__(name: str) -> Any:
     if name not in __all__ and f"{name}_" not in functions:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from . import values  # who uses none need not wait for it
+    from . import values  # imported on first use
 
     return getattr(values, name) if name in __all__ else values.factory(name)
 

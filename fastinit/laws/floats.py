@@ -4,7 +4,6 @@ what a caller's number is worth as a float."""
 from __future__ import annotations
 
 import math
-import warnings
 from numbers import Real
 from typing import Any
 
@@ -71,9 +70,9 @@ def as_float(value: Any) -> Any:
     if not real:
         return value
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's, about a tensor that requires grad
-            return float(value)
+        if isinstance(value, torch.Tensor) and value.requires_grad:
+            value = value.detach()  # torch warns of a tensor that requires grad
+        return float(value)
     except (RuntimeError, OverflowError):
         return value
 
