@@ -276,8 +276,7 @@ def randperm(
 ) -> Tensor:
     """The numbers from 0 to n - 1 in random order, as `torch.randperm`; int64, if no dtype is given.
 
-    All permutations alike, up to a relative error of n^2 / 2^65: the order of n words of 64 bits. Takes 8 bytes a
-    number besides the result.
+    All permutations alike, up to a relative error of n^2 / 2^65: the order of n words of 64 bits.
     """
     n = as_whole(n)
     call, whole = Call("randperm", (n,), options), {"dtype": torch.int64}

@@ -16,7 +16,7 @@ from .pages import advise_huge_pages
 KEPT_TOGETHER = 11  # a bucket has some 2^11 entries, 16 KB, while there are no more than MOST_BUCKETS
 MOST_BUCKETS = 12
 SMALL = 13  # up to here one bucket is all: other steps would cost more than they save
-A_THREAD = 1 << 16  # numbers that are worth a thread: some 0.7 ms
+A_THREAD = 1 << 17  # numbers that are worth a thread: some 1 ms; and more than kernels do with the GIL
 MOST_NUMBERS = 1 << 32  # an entry has 32 bits for a number
 
 
@@ -25,7 +25,7 @@ def threads_for(count: int) -> int:
 
 
 def permute(out: Tensor, seed: int, stream_id: int) -> bool:
-    """See `contract.WordEngine`. Needs as much memory again."""
+    """See `contract.WordEngine`. Buckets lie where their numbers will: a bucket is copied before it is written."""
     count, scatter, settle = (engine.kernel("words", torch.int64, step, 0) for step in ("count", "scatter", "settle"))
     total = out.numel()
     if total > MOST_NUMBERS:
@@ -34,15 +34,13 @@ def permute(out: Tensor, seed: int, stream_id: int) -> bool:
     bits = 0 if width <= SMALL else min(width - KEPT_TOGETHER, MOST_BUCKETS)
     threads = threads_for(total)
     share = -(-total // (32 * threads)) * 32
-    entries = torch.empty_like(out)
     if (size := total * 8) >= engine.HUGE_PAGES_FROM:
-        for tensor in (out, entries):
-            advise_huge_pages(tensor.data_ptr(), size)
+        advise_huge_pages(out.data_ptr(), size)
 
     def of_slice(step: Callable[..., None], table: Tensor) -> Callable[[int], None]:
-        def do(number: int, kept: object = (table, entries)) -> None:
+        def do(number: int, kept: object = (table, out)) -> None:
             start, stop = number * share, min((number + 1) * share, total)
-            place = (table[number].data_ptr(), 0, 0, start, stop, bits, 0, entries.data_ptr())
+            place = (table[number].data_ptr(), 0, 0, start, stop, bits, 0, out.data_ptr())
             step(*place, seed, stream_id, 0, ())
 
         return do
@@ -55,14 +53,14 @@ def permute(out: Tensor, seed: int, stream_id: int) -> bool:
     run(of_slice(scatter, places), threads, threads)
     greatest = int(bounds.diff().max())
     within = max(greatest.bit_length() - 1, 1)  # bits: of the counts that share out a bucket
-    pieces = min(1 << bits, 16 * threads)
+    pieces = min(1 << bits, 16 * threads, max(1, total // A_THREAD))
     cuts = [number * (1 << bits) // pieces for number in range(pieces + 1)]
     starts = bounds[cuts].tolist()
 
-    def settle_piece(number: int, kept: object = (out, bounds, entries)) -> None:
+    def settle_piece(number: int, kept: object = (out, bounds)) -> None:
         spare = torch.empty((1 << within >> 1) + greatest, dtype=torch.int64, device="cpu")
         where = (cuts[number], cuts[number + 1], starts[number], starts[number + 1], within, bounds.data_ptr())
-        settle(out.data_ptr(), *where, entries.data_ptr(), seed, stream_id, spare.data_ptr(), ())
+        settle(out.data_ptr(), *where, out.data_ptr(), seed, stream_id, spare.data_ptr(), ())
 
     run(settle_piece, pieces, threads)
     return True
@@ -80,7 +78,7 @@ def choose(out: Tensor, sums: Tensor, seed: int, stream_id: int) -> None:
     """See `contract.WordEngine`."""
     pick = engine.kernel("words", torch.int64, "choose", 0)
     count, samples = out.numel(), out.shape[-1]
-    piece = max(A_THREAD // 4, -(-count // engine.PIECES_A_THREAD))
+    piece = max(A_THREAD, -(-count // engine.PIECES_A_THREAD))
 
     def choose_piece(number: int, kept: object = (out, sums)) -> None:
         start, stop = number * piece, min((number + 1) * piece, count)

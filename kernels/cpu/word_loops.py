@@ -120,6 +120,7 @@ def settle(out, bucket, last, start, stop, bits, bounds, entries, seed, stream_i
     """Order the buckets from number `bucket` up to `last`, whose entries are [start, stop), and write their numbers.
 
     `bounds` lists where buckets begin, and end; at `spare` there is room for the greatest one, and for 2^bits counts.
+    Entries may lie where the numbers are written: a bucket is in the spare room before one of its numbers is written.
     """
     words = scratch(BLOCK_BYTES)
     counts, ordered = spare, spare + (4 << bits)
