@@ -240,3 +240,15 @@ def test_other_errors():
         ours.he_normal()(KEY, (5,))
     with pytest.raises(RuntimeError, match="does not cover complex64"):
         ours.normal()(KEY, SHAPE, "complex64")
+
+
+def test_torchs_and_jax_s_arguments_are_not_mixed_up():
+    """JAX's first argument is the standard deviation; torch's default axis of columns is another than JAX's."""
+    for make in (ours.normal, ours.uniform):
+        with pytest.raises(TypeError, match="by keyword here"):
+            make(0.02)
+    with pytest.raises(ValueError, match="say -rank"):
+        ours.orthogonal(column_axis=0)
+    first, last = (np.asarray(ours.orthogonal(column_axis=axis)(KEY, (6, 3))) for axis in (-2, -1))
+    assert np.allclose(last.T @ last, np.eye(3), atol=1e-5)
+    assert np.allclose(first.T @ first, np.eye(3), atol=1e-5)

@@ -134,9 +134,10 @@ def outside_contract(tensor: Tensor, dtypes: Collection[torch.dtype] = SAMPLED) 
 
 
 def outside_graphs(tensor: Tensor, dtypes: Collection[torch.dtype]) -> str | None:
-    """The same inside torch.compile and torch.export, as far as a tensor without memory tells.
+    """Why the kernels must leave this tensor to torch inside torch.compile and torch.export; None if they need not.
 
-    The operator that is recorded there (`initialisers/operators.py`) asks for the rest when it runs.
+    As far as a tensor without memory tells: the operator that is recorded (`initialisers/operators.py`) asks for the
+    rest when it runs.
     """
     if torch.compiler.is_dynamo_compiling() and not plain(type(tensor)):
         return f"{type(tensor).__name__} brings its own torch functions"

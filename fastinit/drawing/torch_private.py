@@ -91,6 +91,8 @@ increment_version: Callable[[tuple[Tensor, ...]], None] = find(
     "torch._C._increment_version", torch.autograd.graph.increment_version
 )
 find("torch.Tensor._version", None)  # which inference tensors refuse to tell: only the fast path asks
+# Keeps an operator in a graph that drops what nobody uses. Without it, exported programs may lose unused draws.
+has_side_effect: Callable[[Any], Any] = find("torch.fx.node.has_side_effect", nothing)
 
 COMPLETE = all(names.values())
 

@@ -1,8 +1,9 @@
 """Initialisers for JAX, Flax and whatever calls `init(key, shape, dtype)`, as `jax.nn.initializers` do.
 
 `initializer("he_normal")`, or `he_normal()` with the names and arguments of `fastinit.initialisers` and JAX's own
-`in_axis`, `out_axis` and `batch_axis`. Usable as a Flax `kernel_init`, in `jit`, `vmap` and `eval_shape`, with traced
-keys. The array has the bits of a torch tensor of the same shape, dtype and stream; it is drawn on the host.
+`in_axis`, `out_axis` and `batch_axis`. Usable as a Flax `kernel_init`, in `jit`,
+`vmap` and `eval_shape`, with traced keys. The array has the bits of a torch tensor of the same shape, dtype and stream;
+it is drawn on the host.
 
 A key's stream is part of the stream contract. A key is 32-bit words (`jax.random.key_data`): two of threefry2x32, four
 of rbg and unsafe_rbg. The first two are the stream's seed, the next two its id, each with the high word first; where
@@ -22,6 +23,9 @@ from ..drawing.streams import Stream
 from ..initialisers import values
 from .arrays import Array, Axes, drawn, in_layout
 
+# Namesakes of JAX's with another first argument, and JAX's.
+OTHERS = {"normal": "stddev", "uniform": "scale"}
+
 
 @dataclass(frozen=True)
 class Initializer:
@@ -36,9 +40,9 @@ class Initializer:
         """An array of that shape, drawn from the key's stream.
 
         `dtype` is any that fastinit draws, JAX's default float if None; as everywhere in JAX, 64 bits need
-        jax_enable_x64. With `out_sharding` (a `jax.sharding.Sharding`) and a key that is not traced, each device's
-        part is drawn on its own, with the bits of the whole array, which need not exist. Raises `TypeError` for what
-        is no key, `ValueError` for several keys and for keys of another number of words.
+        jax_enable_x64. With `out_sharding` (a `jax.sharding.Sharding` over automatic axes of a mesh) and a key that is
+        not traced, each device's part is drawn on its own, with the bits of the whole array, which need not exist.
+        Raises `TypeError` for what is no key, `ValueError` for several keys and for keys of another number of words.
         """
         words = words_of(key)
         shape = tuple(map(int, shape))
@@ -109,8 +113,13 @@ def __getattr__(name: str) -> Callable[..., Initializer]:
     def make(
         *arguments: Any, in_axis: Axes = -2, out_axis: Axes = -1, batch_axis: Axes = (), **named: Any
     ) -> Initializer:
-        value = values.factory(name)(*arguments, **named)
-        return initializer(value, in_axis=in_axis, out_axis=out_axis, batch_axis=batch_axis)
+        if arguments and name in OTHERS:
+            raise TypeError(f"{name} takes its arguments by keyword here: JAX's first is {OTHERS[name]}")
+        if named.get("column_axis") == 0:
+            raise ValueError("0 is torch's default of column_axis, for which the last axis stands here; say -rank")
+        return initializer(
+            values.factory(name)(*arguments, **named), in_axis=in_axis, out_axis=out_axis, batch_axis=batch_axis
+        )
 
     make.__name__ = make.__qualname__ = name
     return make

@@ -197,11 +197,13 @@ def record_seed(device: torch.device, shared: bool) -> Tensor:
 
 
 def draw_seed(order: Tensor, *, device: torch.device, shared: bool) -> Tensor:
+    """A number of the default generator, as the operators give it: signed, in a tensor."""
     number = drawn_seed(None if shared else default_generator(device))
     return torch.tensor(signed(number), dtype=torch.int64, device="cpu")
 
 
 def meta_seed(order: Tensor, *, device: torch.device, shared: bool) -> Tensor:
+    """The shape of a number, for graphs that do not run yet."""
     return torch.empty((), dtype=torch.int64, device="meta")
 
 
@@ -218,7 +220,7 @@ def register() -> None:
         torch.library.define(name, SCHEMAS[name], tags=tags)
         torch.library.impl(name, "default", function)
         torch.library.impl(name, "Meta", meta)  # `register_fake` looks for its caller's source, which takes 7 ms
-    torch.fx.node.has_side_effect(torch.ops.fastinit.seed.default)  # or exported programs lose those that nobody uses
+    private.has_side_effect(torch.ops.fastinit.seed.default)  # or exported programs lose those that nobody uses
 
 
 register()

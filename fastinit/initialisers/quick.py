@@ -167,7 +167,7 @@ def serve(
 def fill_gpu(
     tensor: Tensor, key: tuple[Any, ...], address: int, generator: torch.Generator | None, stream: Stream | None
 ) -> bool:
-    """The same on a GPU, for a tensor of any size: what takes long there is to find out how to launch."""
+    """Fill a tensor of a GPU, of any size, if a call with this key was made before: finding the launch takes long."""
     write = gpu_plans.get((key, tensor.get_device()))
     if write is None:
         return False
