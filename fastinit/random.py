@@ -227,7 +227,8 @@ def normal(
     if (given := options.get("out")) is not None:
         if given.requires_grad:
             return torchs()
-        check_range("normal_", numbers)  # before `given` is resized
+        if given.shape != shape:
+            check_range("normal_", numbers)  # before it is resized
     return fill_each("normal_", result(given, shape, tensors[0]), numbers, generator, fast, stream, torchs)
 
 
@@ -250,7 +251,6 @@ def bernoulli(
     stream: Stream | None = None,
 ) -> Tensor:
     """1 with the probability that stands in `input`, else 0, as `torch.bernoulli`; with p in every place, if given."""
-
     options = {} if out is None else {"out": out}
     call = Call("bernoulli", (input,) if p is None else (input, p), options)
     torchs = functools.partial(call.result, generator, fast, stream)
@@ -261,7 +261,7 @@ def bernoulli(
         return made(call, "bernoulli_", (p,), target, generator, fast, stream)
     if not input.is_floating_point():
         return torchs()
-    if out is not None:
+    if out is not None and out.shape != input.shape:
         check_range("bernoulli_", (input,))  # before it is resized
     return fill_each("bernoulli_", result(out, input.shape, input), (input,), generator, fast, stream, torchs)
 
@@ -320,7 +320,6 @@ def multinomial(
     numbers, the greatest of n to 2^(62 - the bits of n), and summed exactly; without it the times of arrival are
     compared in float64. Where fewer than `num_samples` have a weight, those of weight 0 come last, in their order.
     """
-
     samples = as_whole(num_samples)
     options = {} if out is None else {"out": out}
     torchs = functools.partial(
@@ -329,17 +328,17 @@ def multinomial(
     shaped = input.dim() in (1, 2) and type(samples) is int and samples > 0 and type(replacement) is bool
     if in_graph() or not shaped or (out is not None and (out.dtype is not torch.int64 or out.is_meta)):
         return torchs()
-    made = torch.empty(*input.shape[:-1], samples, dtype=torch.int64, device=input.device)
-    by = way(made if out is None else out, generator, fast, stream, None, None, (torch.int64,))
-    if by is TORCH or not_read(input, made) is not None or not is_distribution(input, samples, replacement):
+    chosen = torch.empty(*input.shape[:-1], samples, dtype=torch.int64, device=input.device)
+    by = way(chosen if out is None else out, generator, fast, stream, None, None, (torch.int64,))
+    if by is TORCH or not_read(input, chosen) is not None or not is_distribution(input, samples, replacement):
         return torchs()
     draw = with_replacement if replacement else without_replacement
     rows = input.detach() if input.dim() == 2 else input.detach()[None]
     if rows.device.type == "mps":  # which has no float64
         rows = rows.cpu()
     if out is not None:
-        made = result(out, made.shape, made)
-    return made.copy_(draw(rows, samples, generator, stream, by is COMPILED).view(made.shape))
+        chosen = result(out, chosen.shape, chosen)
+    return chosen.copy_(draw(rows, samples, generator, stream, by is COMPILED).view(chosen.shape))
 
 
 def is_distribution(weights: Tensor, samples: int, replacement: bool) -> bool:

@@ -16,7 +16,7 @@ import fastinit
 from fastinit import Stream
 from fastinit.drawing import engines
 from fastinit.initialisers import quick as quick_path
-from fastinit.kernels.contract import Draw
+from fastinit.kernels.contract import Draw, has_each
 from fastinit.kernels.cpu.engine import CpuEngine
 from fastinit.kernels.gpu.engine import GpuEngine
 from fastinit.kernels.plain.reference import ReferenceEngine
@@ -321,3 +321,49 @@ def test_public_functions_draw_the_same_on_cpu_and_gpu(name):
             with contextlib.nullcontext() if device == "cpu" else fastinit.use_engine("gpu"):
                 drawn.append(function(torch.empty(300, 500, device=device), stream=stream).cpu())
         assert same_bits(*drawn)
+
+
+# --- parameters for each element, permutations, categories -------------------------------------
+
+BY_ELEMENT = [(name, law, dtype) for name, law, dtype in CASES if has_each(law.parameters(dtype)[0])]
+
+
+@pytest.mark.parametrize("shape", [(LARGE,), (37, 53), ()], ids=str)
+@pytest.mark.parametrize(("law_name", "law", "dtype"), BY_ELEMENT, ids=lambda value: str(value)[:30])
+def test_parameters_for_each_element(law_name, law, dtype, shape):
+    """Contiguous and transposed, of either precision; the last parameter is shared."""
+    kind, numbers = law.parameters(dtype)
+    draw = Draw(kind, (), SEED, ID)
+    for stored in (torch.float32, torch.float64):
+        scale = 0.5 + torch.rand(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        given = [(number * (scale if k == 0 else 1.0)) for k, number in enumerate(numbers)]
+        given = [torch.as_tensor(number, dtype=stored).expand(shape) for number in given]
+        wanted = torch.empty(shape, dtype=dtype)
+        REFERENCE.fill_each(wanted, draw, 37, None, given)
+        for whole in (shape, shape[::-1]):
+            out = torch.empty(whole, dtype=dtype, device=DEVICE)
+            out = out if whole == shape else out.t()
+            GPU.fill_each(out, draw, 37, None, [number.to(DEVICE) for number in given])
+            assert same_bits(out.cpu(), wanted)
+
+
+def test_random_tensors_are_those_of_the_cpu():
+    from fastinit import random
+
+    mean, std, weights = torch.randn(300, 7), torch.rand(7), torch.rand(5, 1000)
+    for make in (
+        lambda device: random.normal(mean.to(device), std.to(device), stream=STREAM),
+        lambda device: random.bernoulli(weights.to(device), stream=STREAM),
+        lambda device: random.randperm(100_000, device=device, stream=STREAM),
+        lambda device: random.multinomial(weights.to(device), 300, True, stream=STREAM),
+        lambda device: random.multinomial(weights.to(device), 300, stream=STREAM),
+        lambda device: random.randint(3, 10**6, (1000,), device=device, stream=STREAM),
+    ):
+        assert same_bits(make(DEVICE).cpu(), make("cpu"))
+
+
+def test_parameters_on_another_device_are_refused_as_torch_refuses_them():
+    with pytest.raises(RuntimeError):
+        fastinit.bernoulli_(torch.empty(100), torch.rand(100, device=DEVICE))
+    with pytest.raises(RuntimeError):
+        fastinit.bernoulli_(torch.empty(100, device=DEVICE), torch.rand(100))
