@@ -182,11 +182,15 @@ def test_the_largest_kernel_compiles_nearly_as_fast_as_the_smallest(form):
     from fastinit.kernels.cpu.compile import compile_kernel
 
     def seconds(*wanted: object) -> float:
-        start = time.thread_time()
-        compile_kernel(*wanted)
-        return time.thread_time() - start
+        """The lesser of two: a thread's time grows, too, where another one shares its core."""
+        times = []
+        for _ in range(2):
+            start = time.thread_time()
+            compile_kernel(*wanted)
+            times.append(time.thread_time() - start)
+        return min(times)
 
-    seconds("words", torch.int32, "rows", 0)  # Numba's own first steps are no part of it
+    compile_kernel("words", torch.int32, "rows", 0)  # Numba's own first steps are no part of it
     assert seconds("truncated_wide", torch.float8_e4m3fn, form, 8) < 4 * seconds("words", torch.int32, form, 0)
 
 
