@@ -128,4 +128,4 @@ def test_orthogonal_and_scalars():
     kernel = Initializer("orthogonal", seed=1)((3, 3, 4, 8)).double().reshape(-1, 8)
     assert torch.allclose(kernel.t() @ kernel, torch.eye(8).double(), atol=1e-5)
     assert Initializer("he_normal", seed=1)(()).shape == ()
-    assert Initializer("identity")((3, 3), "bfloat16").trace() == 3
+    assert Initializer("identity")((3, 3), "bfloat16").float().trace() == 3

@@ -47,7 +47,8 @@ def fill_each(
         return target
     local = local_of(target)
     by = way(target, generator, fast, stream, None, None, DTYPES.get(name, FORMATS))
-    lacking = None if by is TORCH else next(filter(None, (not_read(number, local) for number in numbers)), None)
+    reasons = [] if by is TORCH else [reason for one in numbers if (reason := not_read(one, local)) is not None]
+    lacking = reasons[0] if reasons else None
     if by is TORCH or lacking is not None:
         asked = flags.flag_of(local) if fast is None else fast
         if lacking is not None and (asked or stream is not None or isinstance(target, Shard)):
