@@ -111,9 +111,10 @@ class WordEngine(Engine, Protocol):
         Number i has word i; equal ones are in the order of the numbers.
         """
 
-    def choose(self, out: torch.Tensor, sums: torch.Tensor, seed: int, stream_id: int) -> None:
+    def choose(self, out: torch.Tensor, sums: torch.Tensor, seed: int, stream_id: int) -> bool:
         """Write to each row of `out` (contiguous int64) which of the row's sums words choose: the first that is above
         floor(word * total / 2^64). Element i takes word i. Sums do not fall, and the last one, the total, is above 0.
+        True: no number is too many.
         """
 
 

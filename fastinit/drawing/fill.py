@@ -20,7 +20,8 @@ from .torch_private import increment_version
 class ByElement(NamedTuple):
     """A law whose parameters differ from element to element: a law of its kind, and the parameters.
 
-    They broadcast to the shape of the tensor that is written (of a shard, the local one), and are on its device.
+    They broadcast to the shape of the tensor that is written (of a shard, the local one), are on its device, and do not
+    require grad.
     """
 
     like: Law
@@ -46,7 +47,7 @@ def fill(
         return None
     like, each = law if isinstance(law, ByElement) else (law, ())
     kind, parameters = like.parameters(local.dtype)
-    each = tuple(parameter.detach().expand(local.shape) for parameter in each)
+    each = tuple(parameter.expand(local.shape) for parameter in each)
     dtype = drawn_as(local.dtype)
     engine = engines.choose(local.device, dtype, compiled, (kind, parameters), by_element=bool(each))
     stream = source(target, generator, stream)  # once it is known that something can draw

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
+
 import torch
 from torch import Generator, Tensor
 
 from ..kernels.contract import KernelMissing, WordEngine
 from ..laws import Integers
+from ..laws.integers import integers_long
 from . import engines
 from .fill import fill
 from .streams import Stream, source
 
 WORDS = Integers(-(1 << 63), 1 << 63)  # whole numbers of 64 random bits, in the order of the bits as unsigned numbers
+LOW = (1 << 32) - 1
 
 
 def permutation(
@@ -23,19 +28,10 @@ def permutation(
     each permutation has a probability of 1 / count!, up to a relative error of some count^2 / 2^65. Raises
     `RuntimeError` where `compiled` insists on a compiled engine and there is none.
     """
-    from ..kernels.plain.words import permuted
-
     out = torch.empty(count, dtype=torch.int64, device=device)
-    engine = engines.choose(device, torch.int64, compiled, WORDS.parameters(torch.int64))
-    stream = source(out, generator, stream)
-    if isinstance(engine, WordEngine) and count:
-        try:
-            if engine.permute(out, stream.seed, stream.id):
-                return out
-        except KernelMissing:
-            pass
-    fill(out, WORDS, stream=stream, compiled=compiled)
-    return permuted(out)
+    if made(out, lambda engine, stream: engine.permute(out, *stream), generator, stream, compiled):
+        return out
+    return torch.sort(out, stable=True).indices
 
 
 def categories(
@@ -45,16 +41,32 @@ def categories(
 
     See `contract.WordEngine.choose`; sample j of row r takes the word of element r * samples + j.
     """
-    from ..kernels.plain.words import chosen
-
     out = torch.empty(len(sums), samples, dtype=torch.int64, device=sums.device)
+    if made(out, lambda engine, stream: engine.choose(out, sums, *stream), generator, stream, compiled):
+        return out
+    from ..kernels.plain.eager import ARITHMETIC  # where no kernel chooses
+
+    low, high, total = out & LOW, out >> 32 & LOW ^ 0x80000000, sums[:, -1:]
+    share = ARITHMETIC[64](integers_long)(low, high, total & LOW, total >> 32, 0, 0)
+    return torch.searchsorted(sums, share, right=True)
+
+
+def made(
+    out: Tensor,
+    make: Callable[[WordEngine, tuple[int, int]], bool],
+    generator: Generator | None,
+    stream: Stream | None,
+    compiled: bool,
+) -> bool:
+    """Have an engine make `out` of the stream's words, if it can, or else draw the words into it: whether it could.
+
+    `make` takes the engine, and the seed and id of the stream. The words are those of `WORDS`.
+    """
     engine = engines.choose(out.device, torch.int64, compiled, WORDS.parameters(torch.int64))
     stream = source(out, generator, stream)
-    if isinstance(engine, WordEngine):
-        try:
-            engine.choose(out, sums, stream.seed, stream.id)
-            return out
-        except KernelMissing:
-            pass
+    if isinstance(engine, WordEngine) and out.numel():
+        with contextlib.suppress(KernelMissing):
+            if make(engine, (stream.seed, stream.id)):
+                return True
     fill(out, WORDS, stream=stream, compiled=compiled)
-    return chosen(out, sums)
+    return False

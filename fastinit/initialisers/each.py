@@ -16,6 +16,7 @@ from ..drawing.regions import Shard, Target, local_of
 from ..drawing.route import COMPILED, TORCH, outside_contract, way
 from ..drawing.streams import Stream, drawn_seed
 from ..drawing.torch_private import increment_version
+from ..kernels.contract import block_size
 from ..kernels.dtypes import FORMATS, drawn_as
 from ..laws import EXAMPLES, Law, working
 from .quick import ordinary_address
@@ -24,7 +25,7 @@ from .table import DTYPES
 T = TypeVar("T", bound=Target)
 Numbers = float | Tensor
 READY = (torch.float32,)  # what the fast path reads
-MOST_IN_BLOCK = 64  # elements; see `contract.block_size`
+MOST_IN_BLOCK = block_size(32)  # elements
 LIKE: dict[str, Law] = {f"{name}_": one.by_element for name, one in EXAMPLES.items() if one.by_element is not None}
 
 

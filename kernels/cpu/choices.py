@@ -74,7 +74,7 @@ def starts_of(counts: Tensor) -> tuple[Tensor, Tensor]:
     return places, torch.cat([places[0], ends[-1:]])
 
 
-def choose(out: Tensor, sums: Tensor, seed: int, stream_id: int) -> None:
+def choose(out: Tensor, sums: Tensor, seed: int, stream_id: int) -> bool:
     """See `contract.WordEngine`."""
     pick = engine.kernel("words", torch.int64, "choose", 0)
     count, samples = out.numel(), out.shape[-1]
@@ -86,3 +86,4 @@ def choose(out: Tensor, sums: Tensor, seed: int, stream_id: int) -> None:
         pick(*place, seed, stream_id, 0, ())
 
     run(choose_piece, -(-count // piece), threads_for(count))
+    return True

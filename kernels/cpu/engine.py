@@ -178,10 +178,10 @@ class CpuEngine:
 
         return choices.permute(out, seed, stream_id)
 
-    def choose(self, out: Tensor, sums: Tensor, seed: int, stream_id: int) -> None:
+    def choose(self, out: Tensor, sums: Tensor, seed: int, stream_id: int) -> bool:
         from . import choices
 
-        choices.choose(out, sums, seed, stream_id)
+        return choices.choose(out, sums, seed, stream_id)
 
     def plan_each(self, kind: str, dtype: torch.dtype, parameters: int) -> tuple[Callable[..., None], int]:
         """The kernel that takes so many float32 parameters a sample, and up to how many bytes one call fills."""

@@ -1,9 +1,9 @@
 """Kernels that take 64-bit words of a stream, of two random words each, for something else than samples of a law.
 
-Numbers are sorted by their words with a bucket sort, because words are uniform.
-Number i stands for word i. By the first bits of its word it comes into a bucket as an entry:
-the next 32 bits of the word, and i. A bucket fits into the cache, where a second distribution leaves a number some
-places from its own. Where 32 bits do not tell two apart, their words are drawn again: one pair in 2^32.
+Numbers are sorted by their words with a bucket sort, because words are uniform. Number i stands for word i. By the
+first bits of its word it comes into a bucket as an entry: the next 32 bits of the word, and i. A bucket fits into the
+cache, where a second distribution leaves a number some places from its own. Where 32 bits do not tell two apart, their
+words are drawn again: one pair in 2^32.
 """
 
 from __future__ import annotations
@@ -42,12 +42,9 @@ def draw_words(context, address, block, seed, stream_id):
     return types.void(address, block, seed, stream_id), build
 
 
-@intrinsic
-def load_word(context, address):
-    def build(context, builder, signature, arguments):
-        return builder.load(builder.inttoptr(arguments[0], ir.IntType(64).as_pointer()))
-
-    return types.uint64(address), build
+@register_jitable
+def load_word(address):
+    return np.uint64(load_int64(address))  # the same bits
 
 
 @intrinsic
