@@ -138,9 +138,10 @@ setting_up = SettingUp()
 
 
 def has_each(kind: str) -> bool:
-    """Whether a law can be drawn with parameters of its own for each element: all of them are plain numbers."""
+    """Whether a law can be drawn with parameters of its own for each element: it has some, all plain numbers."""
     found = SAMPLERS[kind]
-    return found.whole == 0 and found.series_after is None
+    parameters = found.function.__code__.co_argcount - (4 if found.pairs else 2)
+    return parameters > 0 and found.whole == 0 and found.series_after is None
 
 
 def width_of(kind: str, dtype: torch.dtype) -> int:

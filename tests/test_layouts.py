@@ -13,7 +13,7 @@ from hypothesis import given, strategies as st
 import fastinit
 from fastinit import Stream
 from fastinit.drawing import engines
-from fastinit.kernels.contract import Draw
+from fastinit.kernels.contract import Draw, width_of
 from fastinit.kernels.cpu import engine as cpu
 from fastinit.kernels.runs import row_major
 from fastinit.laws import Normal, Words
@@ -90,22 +90,32 @@ MEMORIES = {
 }
 
 
+POISON = 0x41  # in every byte
+
 # Compiling takes its time: every law in float32 and every dtype for one law; all of them in the slow tests.
+# And what is wider than its dtype: a block of it has fewer elements than a cache line.
 FEW_LAWS = [(name, law, dtype) for name, law, dtype in CASES if dtype is torch.float32][::3]
+FEW_LAWS += [c for c in CASES if c[2] is torch.uint8 and width_of(c[1].parameters(torch.uint8)[0], torch.uint8) == 64]
 FEW = slow_unless(lambda case: case[0] == "normal" or case in FEW_LAWS, CASES)
 
 
 @pytest.mark.parametrize("form", MEMORIES)
 @pytest.mark.parametrize(("law_name", "law", "dtype"), FEW, ids=CASE_IDS)
 def test_every_form_of_a_kernel_draws_the_same(form, law_name, law, dtype, monkeypatch):
-    """In boxes whose rows begin anywhere in a block."""
+    """In boxes whose rows begin anywhere in a block; and nothing is written beside."""
     forms = []
     monkeypatch.setattr(cpu, "form_of", lambda *given, choose=cpu.form_of: forms.append(choose(*given)) or forms[-1])
     found, draw = engines.load("cpu"), Draw(*law.parameters(dtype), 3, 4)
     local = MEMORIES[form](dtype)
+    memory = local if local._base is None else local._base
+    memory.view(torch.uint8).fill_(POISON)
     steps = row_major([size + 7 for size in local.shape])
     found.fill(local, draw, 2**33 + 50, steps)
     assert forms == [form]
+    drawn = local.clone()
+    local.copy_(torch.full((dtype.itemsize,), POISON, dtype=torch.uint8).view(dtype))
+    assert (memory.view(torch.uint8) == POISON).all()
+    local.copy_(drawn)
     full = torch.empty(steps[0] * local.shape[0] + 50, dtype=dtype)
     found.fill(full, draw, 2**33, None)
     assert same_bits(local, full[50:].as_strided(local.shape, steps))

@@ -88,26 +88,25 @@ def transposed(builder: ir.IRBuilder, rows: list[ir.Value]) -> list[ir.Value]:
 
 
 @intrinsic(prefer_literal=True)
-def turn_square(context, rows, offset, target, stride, size, streaming):
-    """Writes a square of elements of `size` (a literal) bytes, a column at a time, which is a cache line.
+def turn_square(context, rows, offset, target, stride, size, side, streaming):
+    """Writes a square of `side` (a literal, 2^n) elements of `size` (another) bytes, a column at a time.
 
     `rows` lists the rows' addresses, to which `offset` is added; the columns go to `target`, `stride` bytes from one to
     the next, with non-temporal stores where `streaming`.
     """
-    side = LINE // size.literal_value
-    line = ir.VectorType(ir.IntType(8 * size.literal_value), side)
+    line = ir.VectorType(ir.IntType(8 * size.literal_value), side.literal_value)
 
     def build(context, builder, signature, arguments):
-        rows, offset, target, stride, _, streaming = arguments
+        rows, offset, target, stride, _, _, streaming = arguments
         loaded = []
-        for k in range(side):
+        for k in range(side.literal_value):
             place = builder.inttoptr(builder.add(rows, rows.type(8 * k)), ir.IntType(64).as_pointer())
             source = builder.inttoptr(builder.add(builder.load(place), offset), line.as_pointer())
             loaded.append(builder.load(source, align=size.literal_value))
         store(builder, transposed(builder, loaded), target, size.literal_value, streaming, stride)
         return context.get_dummy_value()
 
-    return types.void(rows, offset, target, stride, size, streaming), build
+    return types.void(rows, offset, target, stride, size, side, streaming), build
 
 
 @intrinsic
@@ -208,7 +207,8 @@ def turned_kernel(kind: str, dtype: torch.dtype) -> Callable[..., None]:
     """
     write_block = block_writer(kind, dtype, COLUMNS)
     block_elements, size = block_size(width_of(kind, dtype)), dtype.itemsize
-    side_by_side, block_bytes = LINE // size, block_elements * size  # as many runs as a cache line has elements
+    # As many runs as a cache line has elements, unless a block has fewer (of one byte each, from 64 bits each).
+    side_by_side, block_bytes = min(LINE // size, block_elements), block_elements * size
     scratch_bytes, list_bytes = side_by_side * 2 * block_bytes, side_by_side * 8
 
     def kernel(address, first, length, start, stop, stride, outer, table, seed, stream_id, streaming, parameters):
@@ -238,7 +238,7 @@ def turned_kernel(kind: str, dtype: torch.dtype) -> Callable[..., None]:
                 if across == size and count == side_by_side and width == block_elements:
                     around = streaming if place % LINE == 0 and stride % LINE == 0 else 0
                     for offset in range(0, block_elements, side_by_side):
-                        turn_square(rows, offset * size, place + offset * stride, stride, size, around)
+                        turn_square(rows, offset * size, place + offset * stride, stride, size, side_by_side, around)
                 else:
                     for offset in range(width):
                         for k in range(count):
