@@ -7,10 +7,12 @@ finds a Python in which `import torch` has been the first line. Apart from tests
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.util
 import os
 import tempfile
 from pathlib import Path
 
+multiprocessing.util.get_temp_dir()  # made now: later TMPDIR may be a test's own folder, which goes with the test
 servers = multiprocessing.get_context("forkserver")
 servers.set_forkserver_preload(["torch", __name__])
 
