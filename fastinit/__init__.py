@@ -1,6 +1,7 @@
 """torch.nn.init, compiled: `import fastinit as init`."""
 
 from . import initialisers, random
+from .drawing.batch import batch
 from .drawing.flags import flag, use_engine
 from .drawing.regions import shard
 from .drawing.streams import CONTRACT, Stream
@@ -59,7 +60,7 @@ from .structured import convolution_orthogonal_, delta_orthogonal_, identity_
 __version__ = "0.1.0"
 
 __all__ = [
-    "CONTRACT", "Stream", "bernoulli_", "bits_", "calculate_gain", "cauchy_", "constant", "constant_",
+    "CONTRACT", "Stream", "batch", "bernoulli_", "bits_", "calculate_gain", "cauchy_", "constant", "constant_",
     "convolution_orthogonal_", "delta_orthogonal_", "depth_scaled_normal_", "dirac", "dirac_", "exponential_",
     "eye", "eye_", "flag", "geometric_", "glorot_normal_", "glorot_uniform_", "he_normal_", "he_uniform_",
     "identity_", "kaiming_normal", "kaiming_normal_", "kaiming_uniform", "kaiming_uniform_", "lecun_normal_",

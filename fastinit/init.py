@@ -14,7 +14,6 @@ The numbers drawn are not torch's; their distributions are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,6 +21,7 @@ import torch
 from torch import Generator
 
 from .drawing import originals
+from .drawing.batch import is_open
 from .drawing.fill import fill
 from .drawing.originals import call, torch_init
 from .drawing.regions import Shard, Target, local_of
@@ -29,6 +29,7 @@ from .drawing.route import TORCH, decided_by_others, outside_contract, refuse_in
 from .drawing.streams import Stream, check_source
 from .initialisers import matrices
 from .initialisers.checks import in_values
+from .initialisers.constants import fill_later
 from .initialisers.fans import axes
 from .initialisers.operators import draw_whole
 from .initialisers.quick import serve
@@ -117,7 +118,7 @@ def constant_(tensor: T, val: Any) -> T:
     """
     several = isinstance(val, (list, tuple)) or (isinstance(val, (np.ndarray, torch.Tensor)) and val.ndim > 0)
     if not several or decided_by_others("constant_", tensor):
-        return _filled(torch_init.constant_, tensor, val)
+        return _filled("constant_", tensor, val, val)
     own = None if isinstance(val, (np.ndarray, torch.Tensor)) else tensor.dtype  # a list's numbers are not float32 yet
     values = torch.as_tensor(val, dtype=own).flatten()
     if not 0 < values.numel() <= max(tensor.numel(), 1):
@@ -130,12 +131,12 @@ def constant_(tensor: T, val: Any) -> T:
 
 def ones_(tensor: T) -> T:
     """Fill with 1; torch.nn.init.ones_ itself, for shards too."""
-    return _filled(torch_init.ones_, tensor)
+    return _filled("ones_", tensor, 1)
 
 
 def zeros_(tensor: T) -> T:
     """Fill with 0; torch.nn.init.zeros_ itself, for shards too."""
-    return _filled(torch_init.zeros_, tensor)
+    return _filled("zeros_", tensor, 0)
 
 
 def xavier_uniform_(
@@ -231,11 +232,11 @@ def orthogonal_(
     if by is not TORCH and tensor.ndimension() > 1:
         draw_whole("orthogonal_", by, turned, (gain,), generator, stream)
     elif turned is tensor or originals.is_kept("orthogonal_", local_of(tensor)):
-        return call(torch_init.orthogonal_, tensor, gain, generator)
+        return call("orthogonal_", tensor, gain, generator)
     else:  # torch's function takes only what it can view as a matrix
         fresh = torch.empty_like(local_of(turned), memory_format=torch.contiguous_format)
         with torch.no_grad():
-            local_of(turned).copy_(call(torch_init.orthogonal_, fresh, gain, generator))
+            local_of(turned).copy_(call("orthogonal_", fresh, gain, generator))
     return tensor
 
 
@@ -264,7 +265,7 @@ def sparse_(
     """
     by = way(tensor, generator, fast, stream, "sparse_")
     if by is TORCH or tensor.ndimension() != 2:
-        return call(torch_init.sparse_, tensor, sparsity, std, generator)
+        return call("sparse_", tensor, sparsity, std, generator)
     if tensor.is_meta:
         return tensor
     return draw_whole("sparse_", by, tensor, (sparsity, std), generator, stream)
@@ -275,29 +276,31 @@ def eye_(tensor: T) -> T:
     if isinstance(tensor, Shard) and tensor.ndimension() == 2 and not decided_by_others("eye_", tensor):
         matrices.eye(tensor)
         return tensor
-    return call(torch_init.eye_, tensor)
+    return call("eye_", tensor)
 
 
 def dirac_(tensor: T, groups: int = 1) -> T:
     """The Dirac delta of a convolution's weight, as `torch.nn.init.dirac_`, with no loop over channels."""
     if decided_by_others("dirac_", tensor):
-        return call(torch_init.dirac_, tensor, groups)
+        return call("dirac_", tensor, groups)
     odd_groups = type(groups) is not int or groups < 1
     if odd_groups and isinstance(tensor, Shard):
         raise ValueError(f"dirac_ needs a whole number of groups above 0, got {groups!r}")
     if odd_groups or tensor.ndimension() not in (3, 4, 5) or tensor.shape[0] % groups != 0 or 0 in tensor.shape:
-        return call(torch_init.dirac_, tensor, groups)
+        return call("dirac_", tensor, groups)
     if not isinstance(tensor, Shard) and outside_contract(tensor, (tensor.dtype,)) is not None:
-        return call(torch_init.dirac_, tensor, groups)
+        return call("dirac_", tensor, groups)
     matrices.dirac(tensor, groups)
     return tensor
 
 
-def _filled(torch_function: Callable[..., Any], tensor: T, *arguments: Any) -> T:
-    if isinstance(tensor, Shard):
-        call(torch_function, tensor.local, *arguments)
+def _filled(name: str, tensor: T, value: Any, *arguments: Any) -> T:
+    if is_open() and fill_later(name, tensor, value):
         return tensor
-    return call(torch_function, tensor, *arguments)
+    if isinstance(tensor, Shard):
+        call(name, tensor.local, *arguments)
+        return tensor
+    return call(name, tensor, *arguments)
 
 
 @originals.obedient

@@ -16,6 +16,7 @@ import torch
 from torch import Generator, Tensor
 
 from .drawing import flags
+from .drawing.batch import at_once
 from .drawing.route import COMPILED, TORCH, way
 from .drawing.streams import Stream
 from .drawing.torch_private import in_graph
@@ -86,7 +87,7 @@ def made(
     torchs = functools.partial(call.result, generator, fast, stream)
     if out.dtype not in DTYPES.get(sampler, FORMATS) or (out.requires_grad and call.options.get("out") is not None):
         return torchs(f"in {name_of(out.dtype)}")
-    return serve(sampler, out, numbers, generator, fast, stream, elsewhere=Elsewhere(None, torchs))
+    return at_once(serve, sampler, out, numbers, generator, fast, stream, elsewhere=Elsewhere(None, torchs))
 
 
 def rand(

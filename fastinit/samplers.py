@@ -40,7 +40,7 @@ def bernoulli_(
     if isinstance(p, torch.Tensor) and (p.numel() != 1 or p.dim() > tensor.dim()):
         return fill_each(
             "bernoulli_", tensor, (p,), generator, fast, stream,
-            lambda: originals.call(originals.originals["bernoulli_"], tensor, p, generator),
+            lambda: originals.call("bernoulli_", tensor, p, generator),
         )  # fmt: skip
     return serve("bernoulli_", tensor, (p,), generator, fast, stream, elsewhere=METHOD)
 

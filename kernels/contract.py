@@ -118,6 +118,14 @@ class WordEngine(Engine, Protocol):
         """
 
 
+@runtime_checkable
+class JobEngine(Engine, Protocol):
+    """An engine that can put fills off, to do many of them together."""
+
+    def job(self) -> Any:
+        """A new `cpu.jobs.Job`, to which fills are added."""
+
+
 class SettingUp(threading.local):
     """`with setting_up.lock:` around what must not be re-entered: importing an engine, and compiling.
 

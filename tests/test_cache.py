@@ -13,12 +13,13 @@ import torch
 from common import fresh_python, python
 
 import fastinit
-from fastinit.kernels.cpu import cache, engine as cpu
+from fastinit.kernels.cpu import cache, loading as cpu
 from fastinit.kernels.cpu.trust import Folder
 
 PACKAGE = Path(fastinit.__file__).parent
 KERNELS = Path(fastinit.kernels.__file__).parent
 WORDS, NORMAL = ("words", torch.int32, "long", 0), ("normal", torch.float32, "long", 2)
+FILL = ("words", torch.int64, "fill", 0)
 
 FIRST_CALL = """
 import json, sys, time, warnings
@@ -44,7 +45,7 @@ def test_a_second_process_loads_what_the_first_compiled(tmp_path):
     files = sorted(path.name for path in tmp_path.iterdir())
     later = [json.loads(fresh_python(FIRST_CALL, **environment)) for _ in range(3)]
     assert sorted(path.name for path in tmp_path.iterdir()) == files
-    assert len(files) == 2  # the law's kernel and the words that check the engine
+    assert len(files) == 3  # the law's kernel, the words that check the engine, and what calls them
     assert min(share for share, *_ in later) < 0.2 < first[0]  # which compiled
     assert all(values == first[1] for _, values, _ in later)
     assert [numba for *_, numba in (first, *later)] == [True, False, False, False]
@@ -52,7 +53,8 @@ def test_a_second_process_loads_what_the_first_compiled(tmp_path):
 
 def test_a_cut_or_foreign_file_is_compiled_anew(tmp_path):
     expected = json.loads(python(FIRST_CALL, FASTINIT_CACHE_DIR=str(tmp_path)))[1]
-    for damages in ((lambda content: content[:-7], lambda content: b""), (lambda content: b"x" * 999,) * 2):
+    cut, empty, foreign = (lambda content: content[:-7]), (lambda content: b""), (lambda content: b"x" * 999)
+    for damages in ((cut, empty, cut), (foreign,) * 3):
         for path, damage in zip(sorted(tmp_path.iterdir()), damages, strict=True):
             path.write_bytes(damage(path.read_bytes()))
         assert json.loads(python(FIRST_CALL, FASTINIT_CACHE_DIR=str(tmp_path)))[1] == expected
@@ -92,7 +94,7 @@ def test_cache_folders_of_odd_users(tmp_path):
 
 TELL = """
 import json, torch, warnings, fastinit
-from fastinit.kernels.cpu import cache, engine as cpu
+from fastinit.kernels.cpu import cache, loading as cpu
 with warnings.catch_warnings(record=True) as told:
     warnings.simplefilter("always")
     fastinit.normal_(torch.empty(9))
@@ -117,10 +119,10 @@ if os.geteuid() == 0:
 
 @pytest.fixture
 def image(place):
-    """A folder that only its owner can write, with two kernels; and a home."""
+    """A folder that only its owner can write, with three kernels; and a home."""
     folder = Folder(place / "image", shared=True)
     folder.prepare()
-    for wanted in (WORDS, NORMAL):
+    for wanted in (WORDS, NORMAL, FILL):
         cpu.keep(folder, wanted)
     folder.path.chmod(0o555)
     (place / "home").mkdir()
@@ -135,9 +137,9 @@ def test_a_folder_that_can_only_be_read_is_read(image):
     home = image.parent / "home"
     environment = {"FASTINIT_CACHE_DIR": str(image), "HOME": str(home), "XDG_CACHE_HOME": ""}
     places = [[str(image), str(home / ".cache" / "fastinit")], str(home / ".cache" / "fastinit"), 0]
-    assert json.loads(python(AS_SOMEBODY + TELL, **environment)) == [2, 1, *places]
-    assert json.loads(python(AS_SOMEBODY + TELL, **environment)) == [3, 0, *places]
-    assert len(list(image.iterdir())) == 2
+    assert json.loads(python(AS_SOMEBODY + TELL, **environment)) == [3, 1, *places]
+    assert json.loads(python(AS_SOMEBODY + TELL, **environment)) == [4, 0, *places]
+    assert len(list(image.iterdir())) == 3
     assert len(list((home / ".cache" / "fastinit").iterdir())) == 1
 
 
@@ -145,7 +147,7 @@ def test_kernels_on_disk_need_no_numba(image):
     """What is not there is drawn by the eager engine, with its one warning."""
     image.chmod(0o755)
     shown = json.loads(python(WITHOUT_NUMBA + TELL, FASTINIT_CACHE_DIR=str(image)))
-    assert (shown[:2], shown[4]) == ([2, 0], 1)
+    assert (shown[:2], shown[4]) == ([3, 0], 1)
 
 
 def test_without_numba_and_kernels_there_is_no_cpu_engine(tmp_path):

@@ -52,7 +52,7 @@ def test_an_edit_of_a_law_s_helper_compiles_that_law_s_kernels_anew(tmp_path):
     code = f"""
 import sys; sys.path.insert(0, {str(root)!r})
 import json, torch, fastinit
-from fastinit.kernels.cpu.engine import origins
+from fastinit.kernels.cpu.loading import origins
 counts = []
 for draw in (fastinit.normal_, fastinit.uniform_, fastinit.trunc_normal_):
     draw(torch.empty(999))
@@ -60,7 +60,7 @@ for draw in (fastinit.normal_, fastinit.uniform_, fastinit.trunc_normal_):
 print(json.dumps(counts))
 """
     first = json.loads(python(code, FASTINIT_CACHE_DIR=str(place)))
-    assert first == [2, 3, 4]  # the words that check the engine, and one kernel each
+    assert first == [3, 4, 5]  # the words that check the engine, what calls kernels, and one kernel each
     law = root / "fastinit" / "laws" / "truncated_normal.py"
     edited = law.read_text().replace("left = high <= split", "left = high < split")
     assert edited != law.read_text()
@@ -96,12 +96,12 @@ SHIPMENTS = {
 def test_packages_without_sources_keep_kernels(tmp_path, ship):
     shipped = ship(copied_package(tmp_path / "copy"))
     code = f"import sys; sys.path.insert(0, {str(shipped)!r})\n" + DRAWN
-    code += "from fastinit.kernels.cpu.engine import origins; print(fastinit.__file__, dict(origins))"
+    code += "from fastinit.kernels.cpu.loading import origins; print(fastinit.__file__, dict(origins))"
     place = str(tmp_path / "cache")
-    assert python(code, FASTINIT_CACHE_DIR=place).endswith("{'compiled': 2}\n")
+    assert python(code, FASTINIT_CACHE_DIR=place).endswith("{'compiled': 3}\n")
     last = python(code, FASTINIT_CACHE_DIR=place).splitlines()[-1]
     assert last.startswith(str(shipped))
-    assert last.endswith("{'loaded': 2}")
+    assert last.endswith("{'loaded': 3}")
 
 
 PROGRAM = """

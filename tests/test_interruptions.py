@@ -1,4 +1,7 @@
-"""Interruptions, nested fills and forks at every moment of a hand-over: nobody writes late, nobody waits for ever."""
+"""Interruptions, nested calls and forks at every moment of a hand-over: nobody writes late, nobody waits for ever.
+
+Of the pool, which does what is NumPy's; for compiled jobs see `test_jobs`.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ import pytest
 from common import fresh_python, python
 from interruptions import Interrupter, instrumented
 
-from fastinit.kernels.cpu import jobs as threads
+from fastinit.kernels.cpu import pool as threads
 
 PIECES, THREADS, WORK = 4, 3, 0.0005  # seconds a piece
 PATIENCE = 20  # seconds after which a deadlock is one
@@ -166,7 +169,7 @@ class Nest(importlib.abc.MetaPathFinder):  # a fill in the middle of these impor
 sys.meta_path.insert(0, Nest())
 outer = fastinit.normal_(torch.empty(50), stream=stream)
 from fastinit.drawing import engines
-from fastinit.kernels.cpu import engine as cpu
+from fastinit.kernels.cpu import loading as cpu
 print(len(nested) // 2, dict(cpu.failures), engines.load("cpu").name)
 values = [values for _, values in nested if values]
 print(all(each == fastinit.trunc_normal_(torch.empty(50), stream=stream, fast=True).tolist() for each in values))
@@ -234,38 +237,36 @@ def test_a_closed_job_holds_no_memory():
 
 LATE = """
 import signal, sys, torch, fastinit
-from fastinit.kernels.cpu import jobs as threads
+from fastinit.kernels.cpu import helpers, loading
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job may have inherited that it is ignored
 torch.set_num_threads(2)
 stream = fastinit.Stream(1)
 fastinit.normal_(torch.empty(1 << 22), stream=stream)  # starts the threads
+helpers.A_GO = 1 << 20
+right = loading.entry
 
-class Jobs:
-    def __init__(self, jobs):
-        self.jobs = jobs
-    def put(self, job):
-        self.jobs.put(job)
+def entry(name):
+    def interrupted(*arguments):
+        right(name)(*arguments)
         signal.raise_signal(signal.SIGINT)
-    def get(self):
-        return self.jobs.get()
+    return interrupted if name == "run" else right(name)
 
-jobs = threads._pool.jobs
 for _ in range(3):
-    threads._pool.jobs = Jobs(jobs)
+    loading.entry = entry
     try:
         fastinit.normal_(torch.empty(1 << 26), stream=stream)
         sys.exit("not interrupted")
     except KeyboardInterrupt:
         pass
-    threads._pool.jobs = jobs
+    loading.entry = right
     fresh = torch.zeros(1 << 26)
     print(int(torch.count_nonzero(fresh)))
 """
 
 
 def test_freed_memory_is_not_written():
-    """An interruption right behind the hand-over: the next tensor of that size lies in the same memory."""
+    """An interruption in the middle of a fill: the next tensor of that size lies in the same memory."""
     assert python(LATE).split() == ["0"] * 3
 
 

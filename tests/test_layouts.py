@@ -14,7 +14,7 @@ import fastinit
 from fastinit import Stream
 from fastinit.drawing import engines
 from fastinit.kernels.contract import Draw, width_of
-from fastinit.kernels.cpu import engine as cpu
+from fastinit.kernels.cpu import jobs
 from fastinit.kernels.runs import row_major
 from fastinit.laws import Normal, Words
 
@@ -104,7 +104,7 @@ FEW = slow_unless(lambda case: case[0] == "normal" or case in FEW_LAWS, CASES)
 def test_every_form_of_a_kernel_draws_the_same(form, law_name, law, dtype, monkeypatch):
     """In boxes whose rows begin anywhere in a block; and nothing is written beside."""
     forms = []
-    monkeypatch.setattr(cpu, "form_of", lambda *given, choose=cpu.form_of: forms.append(choose(*given)) or forms[-1])
+    monkeypatch.setattr(jobs, "form_of", lambda *given, choose=jobs.form_of: forms.append(choose(*given)) or forms[-1])
     found, draw = engines.load("cpu"), Draw(*law.parameters(dtype), 3, 4)
     local = MEMORIES[form](dtype)
     memory = local if local._base is None else local._base
@@ -252,7 +252,7 @@ def test_threads_do_not_show(threads, count):
 @pytest.mark.parametrize("offset", [0, 1, 13])
 def test_large_tensors_through_streaming_stores(name, dtype, offset, two_threads):
     """Past the cache's size stores go around it, where they are aligned; the bits are the small tensors'."""
-    count = 2 * cpu.STREAMING_FROM // dtype.itemsize + 77
+    count = 2 * jobs.STREAMING_FROM // dtype.itemsize + 77
     found, draw = engines.load("cpu"), Draw(*LAWS[name].parameters(dtype), 1, 1)
     memory = torch.full((count + 64,), 77.0, dtype=dtype)
     out = memory[offset : offset + count]

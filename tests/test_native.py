@@ -1,4 +1,4 @@
-"""Kernels as built-in functions, and the object code on disk that they are made of."""
+"""Compiled functions that Python calls, and the object code on disk that kernels are made of."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import struct
 import sys
 import threading
 import time
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,9 +20,10 @@ import torch
 import fastinit
 from fastinit import Stream
 from fastinit.drawing import engines
-from fastinit.kernels.contract import SAMPLERS
-from fastinit.kernels.cpu import cache, engine as cpu, native
-from fastinit.kernels.cpu.forms import FORMS
+from fastinit.kernels.contract import SAMPLERS, Draw
+from fastinit.kernels.cpu import cache, jobs, loading as cpu, native
+from fastinit.kernels.cpu.forms import ENTRIES, FORMS
+from fastinit.kernels.cpu.rows import WORDS, address_of
 from fastinit.laws import EXAMPLES
 
 COUNT = 100_000
@@ -31,68 +33,73 @@ def python(code: str, folder: Path, **environment: str) -> str:
     return common.python(code, FASTINIT_CACHE_DIR=str(folder), **environment)
 
 
-def arguments(out: torch.Tensor, seed: int = 5, parameters: object = (0.0, 1.0)) -> list[object]:
-    count = out.numel()
-    return [out.data_ptr(), 0, count, 0, count, 4, 0, 0, seed, 0, 0, parameters]
+def pattern(mean: float = 0.0, std: float = 1.0) -> array[int]:
+    return jobs.pattern_of(Draw("normal", (mean, std), 0, 0), torch.float32)
+
+
+NORMAL = pattern()
+
+
+def arguments(out: torch.Tensor, seed: int = 5, row: array[int] = NORMAL) -> list[object]:
+    return [address_of(row), out.data_ptr(), out.numel(), seed, 0]
 
 
 @pytest.fixture(scope="module")
-def normal():
-    return cpu.kernel("normal", torch.float32, "long", 2)
+def fill():
+    return cpu.entry("fill")
 
 
 # --- the built-in function ---------------------------------------------------------------------
 
 
-def test_a_kernel_is_a_built_in_function(normal):
+def test_an_entry_is_a_built_in_function(fill):
     out = torch.empty(200)
-    assert normal(*arguments(out)) is None
+    assert fill(*arguments(out)) is None
     assert out.equal(fastinit.normal_(torch.empty(200), stream=Stream(5)))
-    assert type(normal) is type(len)
-    assert normal.__name__ == "normal_float32_long"
+    assert type(fill) is type(len)
+    assert fill.__name__ == "words_int64_fill"
 
 
-def test_calls_keep_no_references(normal):
-    """Of None, of the arguments, of the tuple and what is in it; when they succeed and when they fail."""
-    out, mean, seed = torch.empty(64), 0.125, 2**63 + 12345
-    good = arguments(out, seed=seed, parameters=(mean, 1.0))
-    bad = [arguments(out, seed=seed, parameters=(mean, "1")), arguments(out, seed=seed, parameters=(mean,))]
-    watched = (None, mean, seed, out, good[-1], bad[0][-1], bad[1][-1])
+def test_calls_keep_no_references(fill):
+    """Of None and of the arguments; when they succeed and when they fail."""
+    out, seed = torch.empty(64), 2**63 + 12345
+    good = arguments(out, seed=seed)
+    bad = [arguments(out, seed="1"), arguments(out)[:-1]]
+    watched = (None, seed, out, good[0], bad[0][-2])
     before = [sys.getrefcount(thing) for thing in watched]
     for _ in range(COUNT):
-        normal(*good)
+        fill(*good)
     for wrong, _ in itertools.product(bad, range(1000)):
         with pytest.raises(TypeError):
-            normal(*wrong)
+            fill(*wrong)
     after = [sys.getrefcount(thing) for thing in watched]
     # What else runs in this process may take a None or give one back; a call that kept one would do so 10^5 times.
     assert all(abs(late - early) < COUNT // 10 for early, late in zip(before, after, strict=True))
 
 
-@pytest.mark.parametrize("place", range(12))
+@pytest.mark.parametrize("place", range(5))
 @pytest.mark.parametrize("wrong", [1.5, "1", None, [0.0, 1.0]], ids=repr)
-def test_what_is_no_number_is_refused(normal, place, wrong):
+def test_what_is_no_number_is_refused(fill, place, wrong):
     given = arguments(torch.empty(64))
     given[place] = wrong
     with pytest.raises(TypeError):
-        normal(*given)
+        fill(*given)
 
 
 @pytest.mark.parametrize("change", [lambda given: given[:-1], lambda given: [*given, 0], lambda given: []])
-def test_too_few_or_too_many_are_refused(normal, change):
+def test_too_few_or_too_many_are_refused(fill, change):
     with pytest.raises(TypeError):
-        normal(*change(arguments(torch.empty(64))))
-    with pytest.raises(TypeError):
-        normal(*arguments(torch.empty(64))[:-1], (0.0, 1.0, 2.0))
+        fill(*change(arguments(torch.empty(64))))
     with pytest.raises(TypeError, match="keyword"):
-        normal(*arguments(torch.empty(64)), seed=1)
+        fill(*arguments(torch.empty(64)), seed=1)
 
 
-def test_numbers_that_look_like_errors_are_numbers(normal):
+def test_numbers_that_look_like_errors_are_numbers(fill):
     """-1 is what Python's functions return for an error; all 64 bits of a seed count, whatever its sign."""
     out, same = torch.empty(640), torch.empty(640)
-    normal(*arguments(out, seed=2**64 - 1, parameters=(-1.0, 2)))
-    normal(*arguments(same, seed=-1, parameters=(-1, 2.0)))
+    fill(*arguments(out, seed=2**64 - 1, row=(one := pattern(-1.0, 2))))
+    fill(*arguments(same, seed=-1, row=(other := pattern(-1, 2.0))))
+    assert one[WORDS:] == other[WORDS:]
     assert out.equal(same)
     assert out.equal(fastinit.normal_(torch.empty(640), -1.0, 2.0, stream=Stream(2**64 - 1)))
     assert not out.equal(fastinit.normal_(torch.empty(640), -1.0, 2.0, stream=Stream(2**63 - 1)))
@@ -103,9 +110,8 @@ def test_the_first_parameter_of_some_laws_is_whole():
     whole = {kind: values for kind, values in laws.items() if SAMPLERS[kind].whole}
     assert whole.keys() == {"truncated_central", "truncated_wide", "integers", "integers_long", "integers_bits"}
     for kind, values in whole.items():
-        truncated = cpu.kernel(kind, torch.float32, "long", len(values))
-        with pytest.raises(TypeError):
-            truncated(*arguments(torch.empty(64), parameters=(0.5, *values[1:])))
+        with pytest.raises(TypeError, match="not whole numbers"):
+            jobs.pattern_of(Draw(kind, (0.5, *values[1:]), 0, 0), torch.float32)
 
 
 def ticks_during(call: Callable[[], object]) -> int:
@@ -128,10 +134,10 @@ def ticks_during(call: Callable[[], object]) -> int:
     return sum(start < moment < end for moment in ticks)
 
 
-def test_large_calls_let_other_threads_run(normal):
+def test_large_calls_let_other_threads_run(fill):
     """While one writes 2^26 elements."""
     out = torch.empty(1 << 26)
-    assert ticks_during(lambda: normal(*arguments(out))) > 3
+    assert ticks_during(lambda: fill(*arguments(out))) > 3
 
 
 # --- object code -------------------------------------------------------------------------------
@@ -156,24 +162,29 @@ def undefined_symbols(object_code: bytes) -> set[str]:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads ELF")
 @pytest.mark.parametrize("kind", ["normal", "truncated_tail"])
 def test_object_code_needs_nothing_but_python_and_the_c_library(kind):
+    from fastinit.kernels.cpu.compile import compile_kernel
+
+    wanted = next(k for k in engines.every_kernel() if k[0] == kind and k[1] is torch.float64)
+    assert undefined_symbols(compile_kernel(*wanted)) <= {"memcpy", "memset", "memmove", "fma", "fmaf"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads ELF")
+def test_entries_need_what_is_listed():
     from fastinit.kernels.cpu.compile import C_API, compile_kernel
 
-    assert set(C_API) == set(native.C_API)
-    wanted = next(k for k in engines.every_kernel() if k[0] == kind and k[1] is torch.float64)
-    found = undefined_symbols(compile_kernel(*wanted))
-    assert found <= {*C_API, "memcpy", "memset", "memmove", "fma", "fmaf"}
-    assert "PyLong_AsUnsignedLongLongMask" in found
+    found = set().union(*(undefined_symbols(compile_kernel("words", torch.int64, form, 0)) for form in ENTRIES))
+    assert found - {"memcpy", "memset", "memmove"} == set(native.C_API)
+    assert set(C_API) <= set(native.C_API)
 
 
 def test_code_that_calls_something_else_is_refused(monkeypatch):
     from fastinit.kernels.cpu import compile as compiling
 
-    monkeypatch.delitem(compiling.C_API, "Py_IncRef")
-    monkeypatch.setattr(compiling.Entry, "return_none", lambda entry: entry.builder.ret(entry.builder.call(
+    monkeypatch.setattr(compiling.EntryBuilder, "return_none", lambda entry: entry.builder.ret(entry.builder.call(
         compiling.ir.Function(entry.builder.module, compiling.C_API["PyErr_Occurred"], "getpid"), ())
     ))  # fmt: skip
-    with pytest.raises(RuntimeError, match=r"uniform_float32_long calls getpid"):
-        compiling.compile_kernel("uniform", torch.float32, "long", 3)
+    with pytest.raises(RuntimeError, match=r"words_int64_fill calls getpid"):
+        compiling.compile_kernel("words", torch.int64, "fill", 0)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -197,7 +208,7 @@ def test_the_largest_kernel_compiles_nearly_as_fast_as_the_smallest(form):
 TELL = """
 import json, sys, torch, fastinit
 drawn = fastinit.normal_(torch.empty(1000), stream=fastinit.Stream(5))
-from fastinit.kernels.cpu.engine import origins
+from fastinit.kernels.cpu.loading import origins
 print(json.dumps([origins["loaded"], origins["compiled"], "numba" in sys.modules, drawn.tolist()]))
 """
 
@@ -210,17 +221,17 @@ def test_another_cpu_s_kernels_are_left_alone(tmp_path):
     if "avx2" not in cache.target()[1]:
         pytest.skip("another kind of CPU")
     first, again = ([json.loads(python(TELL, tmp_path, **cpu)) for cpu in (*OTHERS, {})] for _ in range(2))
-    assert [run[:3] for run in first] == [[0, 2, True]] * 3
-    assert [run[:3] for run in again] == [[2, 0, False]] * 3
+    assert [run[:3] for run in first] == [[0, 3, True]] * 3
+    assert [run[:3] for run in again] == [[3, 0, False]] * 3
     assert all(run[3] == first[0][3] for run in (*first, *again))
-    assert len(list(tmp_path.iterdir())) == 6
+    assert len(list(tmp_path.iterdir())) == 9
 
 
 def test_numba_s_own_settings_file_keeps_nothing(tmp_path):
     """Where Numba compiles for another CPU than a kernel's name on disk would say, the kernel is not kept."""
     pytest.importorskip("yaml")
     (tmp_path / ".numba_config.yaml").write_text("cpu_name: haswell\n")
-    assert json.loads(python(f"import os; os.chdir({str(tmp_path)!r})\n" + TELL, tmp_path / "cache"))[:2] == [0, 2]
+    assert json.loads(python(f"import os; os.chdir({str(tmp_path)!r})\n" + TELL, tmp_path / "cache"))[:2] == [0, 3]
     assert list((tmp_path / "cache").iterdir()) == []
 
 
@@ -234,7 +245,7 @@ BREAK = "import sys; sys.modules['numba.core'] = None\n"
 MISSING = """
 import torch, fastinit
 from fastinit.kernels.contract import KernelMissing
-from fastinit.kernels.cpu.engine import kernel
+from fastinit.kernels.cpu.loading import kernel
 assert fastinit.drawing.engines.load("cpu").name == "cpu"
 try:
     kernel("uniform", torch.float32, "long", 3)
@@ -246,7 +257,7 @@ except KernelMissing as error:
 def test_a_broken_numba_does_not_matter_to_kernels_in_the_cache(tmp_path):
     first = json.loads(python(TELL, tmp_path))
     again = json.loads(python(BREAK + TELL, tmp_path))
-    assert again[:2] == [2, 0]
+    assert again[:2] == [3, 0]
     assert again[3] == first[3]
     shown = python(BREAK + MISSING, tmp_path)
     assert shown.startswith("Numba cannot compile the kernel uniform_float32_long here: ")
@@ -285,7 +296,7 @@ def test_a_kernel_that_is_missing_and_cannot_be_compiled_is_drawn_by_the_eager_e
 
 STALL = """
 import json, threading, time, torch, fastinit
-from fastinit.kernels.cpu import engine as cpu
+from fastinit.kernels.cpu import loading as cpu
 small, done, took = torch.empty(1000), threading.Event(), []
 fastinit.normal_(small)
 def work():
@@ -310,7 +321,7 @@ def test_who_compiles_keeps_nobody_waiting(tmp_path):
     """Fills with kernels that are loaded or in the cache go on; the longest wait is that for one of LLVM's passes."""
     python("import torch, fastinit; x = torch.empty(9); fastinit.normal_(x); fastinit.uniform_(x)", tmp_path)
     took, wait, origins = json.loads(python(STALL, tmp_path))
-    assert origins == {"loaded": 3, "compiled": 1}
+    assert origins == {"loaded": 4, "compiled": 1}
     assert wait < took / 2
 
 
@@ -326,7 +337,7 @@ for dtype in (torch.float16, torch.float64):
     turned = fastinit.sparse_(torch.empty((131, 300), dtype=dtype).t(), 0.3, stream=stream)
     digest.update(tensor.view(torch.uint8).numpy().tobytes())
     assert turned.contiguous().view(torch.uint8).equal(tensor.view(torch.uint8))
-from fastinit.kernels.cpu import engine as cpu
+from fastinit.kernels.cpu import loading as cpu
 print(cpu.origins["compiled"], digest.hexdigest())
 """
 OTHER_CPUS = {
@@ -348,6 +359,7 @@ def test_code_for_other_cpus_draws_the_same_bits(name, tmp_path):
 DEFAULT = """
 import torch, fastinit
 from torch import nn
+torch.set_num_threads(2)
 model = nn.Sequential(nn.Linear(9, 9), nn.Conv2d(3, 4, 3), nn.Embedding(9, 9), nn.TransformerEncoderLayer(8, 2))
 names = ("kaiming_uniform_", "uniform_", "normal_", "xavier_uniform_", "xavier_normal_")
 for name in names:
@@ -356,7 +368,7 @@ for module in model.modules():
     for reset in ("reset_parameters", "_reset_parameters"):
         getattr(module, reset, lambda: None)()
 fastinit.normal_(model[2].weight)
-from fastinit.kernels.cpu import engine as cpu
+from fastinit.kernels.cpu import loading as cpu
 print(cpu.origins["compiled"])
 """
 
@@ -379,6 +391,6 @@ def test_a_kernel_under_another_s_name_is_compiled_anew(tmp_path):
 
 
 def test_settings_that_change_code_have_files_of_their_own(tmp_path):
-    code = "import torch, fastinit; fastinit.normal_(torch.empty(9)); from fastinit.kernels.cpu.engine import origins; "
-    code += "print(origins['compiled'])"
-    assert [python(code, tmp_path, **settings).strip() for settings in ({"NUMBA_OPT": "1"}, {}, {})] == ["2", "2", "0"]
+    code = "import torch, fastinit; fastinit.normal_(torch.empty(9)); "
+    code += "from fastinit.kernels.cpu.loading import origins; print(origins['compiled'])"
+    assert [python(code, tmp_path, **settings).strip() for settings in ({"NUMBA_OPT": "1"}, {}, {})] == ["3", "3", "0"]

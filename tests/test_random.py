@@ -197,7 +197,7 @@ def test_words_that_agree_in_what_is_sorted_are_told_apart(monkeypatch):
     count = 3000
     kernels = {}
     monkeypatch.setattr(word_loops, "HALF_MASK", np.uint64(0xFF00000000000000))
-    monkeypatch.setattr(choices.engine, "kernel", lambda *wanted: kernels.setdefault(wanted, compiled(*wanted)))
+    monkeypatch.setattr(choices.loading, "kernel", lambda *wanted: kernels.setdefault(wanted, compiled(*wanted)))
     drawn = words(count)
     out = torch.empty(count, dtype=torch.int64)
     choices.permute(out, STREAM.seed, STREAM.id)

@@ -21,7 +21,7 @@ from fastinit import Stream
 from fastinit.drawing import engines
 from fastinit.kernels import staged as staged_module
 from fastinit.kernels.contract import Draw
-from fastinit.kernels.cpu import engine as cpu, jobs as threads
+from fastinit.kernels.cpu import engine as cpu, pool as threads
 from fastinit.kernels.cpu.pages import advise_huge_pages, setting
 
 PACKAGE = Path(fastinit.__file__).parent
@@ -121,11 +121,11 @@ def test_kernels_on_disk_need_no_compiler():
     fastinit.bits_(torch.empty(3, dtype=torch.int32))
     code = """
 import torch, fastinit
-from fastinit.kernels.cpu import engine as cpu
+from fastinit.kernels.cpu import loading as cpu
 print(fastinit.uniform_(torch.empty(5), fast=True, stream=fastinit.Stream(5)).tolist(), dict(cpu.origins))
 """
     expected = fastinit.uniform_(torch.empty(5), stream=Stream(5)).tolist()
-    assert python(code, NUMBA_DISABLE_JIT="1").strip() == f"{expected} {{'loaded': 2}}"
+    assert python(code, NUMBA_DISABLE_JIT="1").strip() == f"{expected} {{'loaded': 3}}"
 
 
 def test_an_engine_that_draws_wrong_words_is_not_used(monkeypatch):

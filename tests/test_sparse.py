@@ -18,7 +18,7 @@ from fastinit.drawing.engines import load
 from fastinit.initialisers import columns as sparsity
 from fastinit.initialisers.columns import SAME_SIZE, Drawn
 from fastinit.kernels.contract import KernelMissing
-from fastinit.kernels.cpu import engine as cpu
+from fastinit.kernels.cpu import loading as cpu
 
 ALPHA = 1e-4
 LAST = 2**32 - 1  # the greatest word

@@ -14,7 +14,7 @@ from fastinit.commands.cli import main
 from fastinit.drawing import engines
 from fastinit.kernels.contract import SAMPLERS
 from fastinit.kernels.cpu import trust
-from fastinit.kernels.cpu.forms import EACH, FORMS, STEPS
+from fastinit.kernels.cpu.forms import CONSTANT, EACH, ENTRIES, FORMS, STEPS
 from fastinit.kernels.cpu.trust import Folder
 from fastinit.kernels.dtypes import FORMATS
 from fastinit.laws import BY_NAME, Normal, Words
@@ -35,16 +35,17 @@ def test_warmup_covers_every_kind_of_the_arithmetic():
     assert {kind for kind, _ in missing} == {"uniform_inside"}
     # With parameters by element: read in float32, and where the law computes in float64 in that, too.
     by_element = len(FORMATS) + 1 + 2 * len(COUNTED)
-    assert len(kernels) == len(everywhere - missing) * len(FORMS) + by_element + len(STEPS)
+    assert len(kernels) == len(everywhere - missing) * len(FORMS) + by_element + len(STEPS) + len(ENTRIES) + 1
 
 
 def test_warmup_of_some_laws():
     kernels = engines.every_kernel(["normal"])
-    assert {kind for kind, *_ in kernels} == {"normal"}
-    assert {form for _, _, form, _ in kernels} == {*FORMS, *EACH.values()}
-    assert {form for *_, form, _ in engines.every_kernel(["words"])} == {*FORMS, *STEPS}
-    named = [kernel for law in BY_NAME for kernel in engines.every_kernel([law])]
-    assert sorted(named, key=str) == sorted(engines.every_kernel(), key=str)
+    assert {kind for kind, *_ in kernels} == {"normal", "words"}
+    assert {form for kind, _, form, _ in kernels if kind == "normal"} == {*FORMS, *EACH.values()}
+    assert {form for kind, _, form, _ in kernels if kind == "words"} == {*ENTRIES, CONSTANT}
+    assert {form for *_, form, _ in engines.every_kernel(["words"])} == {*FORMS, *STEPS, *ENTRIES, CONSTANT}
+    named = {kernel for law in BY_NAME for kernel in engines.every_kernel([law])}
+    assert named == {*engines.every_kernel()}
 
 
 def test_warmup_of_no_law_says_which_there_are(capsys):
@@ -63,7 +64,7 @@ def few(monkeypatch):
     monkeypatch.setattr(engines, "BY_NAME", {name: SimpleNamespace(EXAMPLES={name: e}) for name, e in laws.items()})
     names = {f"{law}_{form}" for law in ("normal_float32", "words_int32") for form in FORMS}
     names.add("normal_float32_each32")
-    return names | {f"words_int64_{step}" for step in STEPS}
+    return names | {f"words_int64_{form}" for form in (*STEPS, *ENTRIES, CONSTANT)}
 
 
 def kept(folder: Path) -> set[str]:
@@ -78,13 +79,13 @@ def two(monkeypatch):
 
 
 def test_warmup_compiles_and_keeps(tmp_path, capsys, monkeypatch, few):
-    from fastinit.kernels.cpu import cache, engine as cpu
+    from fastinit.kernels.cpu import cache, loading as cpu
 
     folder = Folder(tmp_path)
     monkeypatch.setattr(cache, "places", lambda: cache.Places((folder,), folder, {}))
     monkeypatch.setattr(cpu, "kernel", cpu.kernel.__wrapped__)  # not those that this process has already
     assert main(["warmup"]) == 0
-    assert re.fullmatch(rf"13 kernels ready in [\d.]+ s, kept in {re.escape(str(tmp_path))}\n", capsys.readouterr().out)
+    assert re.fullmatch(rf"20 kernels ready in [\d.]+ s, kept in {re.escape(str(tmp_path))}\n", capsys.readouterr().out)
     assert kept(tmp_path) == few
 
 

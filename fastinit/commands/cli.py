@@ -226,11 +226,11 @@ def run_warmup(arguments: argparse.Namespace) -> int:
 
 def keeper(into: str | None) -> Callable[[Kernel], object]:
     """What has a kernel on disk: in the folder `into`, else where fills keep it. Raises `Misuse` before the work."""
-    from ..kernels.cpu import engine as cpu
+    from ..kernels.cpu import loading
     from ..kernels.cpu.trust import Folder
 
     if into is None:
-        return lambda wanted: cpu.kernel(*wanted)
+        return lambda wanted: loading.kernel(*wanted)
     folder = Folder(Path(into), shared=True)
     try:
         writable = folder.prepare()
@@ -238,4 +238,4 @@ def keeper(into: str | None) -> Callable[[Kernel], object]:
         raise Misuse(f"--into {into}: {one_line(error)}; expected a folder that only you or root can write") from error
     if not writable:
         raise Misuse(f"--into {into}: it cannot be written; expected a folder that only you or root can write")
-    return functools.partial(cpu.keep, folder)
+    return functools.partial(loading.keep, folder)

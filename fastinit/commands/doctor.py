@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 # Of the CPU engine's kernels; a test checks it.
-DEFAULT_MODEL = "a model of torch's layers in float32 takes 3: uniform, normal, and words as a check"
+DEFAULT_MODEL = "a model of torch's layers in float32 takes 7: uniform, normal, words as a check, and what calls them"
 # What of a processor's features the kernels can tell apart, by LLVM's names.
 FEATURES = ("sse4.2", "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512vl", "neon", "sve")
 # Vector registers by their names in assembly, the widest first; the last two are those of ARM.
@@ -250,7 +250,7 @@ def cache_found() -> Cache:
 
 def kernels_on_disk() -> str:
     """How many of the kernels of this version, for this CPU, need no compiling."""
-    from ..kernels.cpu.engine import on_disk
+    from ..kernels.cpu.loading import on_disk
 
     wanted = engines.every_kernel()
     ready = sum(on_disk(kernel) is not None for kernel in wanted)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from ..kernels.contract import GPUS, Draw, Engine, KernelMissing, setting_up, width_of
-from ..kernels.cpu.forms import EACH, FORMS, STEPS, Kernel
+from ..kernels.cpu.forms import CONSTANT, EACH, ENTRIES, FORMS, STEPS, Kernel
 from ..kernels.dtypes import name_of
 from ..kernels.staged import StagedEngine
 from ..laws import BY_NAME, Parameters
@@ -54,7 +54,7 @@ def load(name: str) -> Engine | str:
 def every_kernel(laws: Collection[str] | None = None) -> list[Kernel]:
     """Kind, output dtype, form and number of parameters of the kernels that these laws, or all, can ask for on the CPU.
 
-    Under `words` those that make permutations and categories, too.
+    With those that Python calls; under `words` those that make permutations and categories, too.
     """
     laws = laws or BY_NAME
     wanted: dict[Kernel, None] = {}  # in order, each once
@@ -64,8 +64,8 @@ def every_kernel(laws: Collection[str] | None = None) -> list[Kernel]:
             each = [form for stored, form in EACH.items() if stored.itemsize * 8 <= width_of(kind, dtype)]
             forms = [*FORMS, *(each if example.by_element else ())]
             wanted |= {(kind, dtype, form, len(values)): None for form in forms}
-    steps: list[Kernel] = [("words", torch.int64, step, 0) for step in STEPS] if "words" in laws else []
-    return [*wanted, *steps]
+    others = (*ENTRIES, CONSTANT, *STEPS) if "words" in laws else (*ENTRIES, CONSTANT)
+    return [*wanted, *(("words", torch.int64, form, 0) for form in others)]
 
 
 # What the GPU engine was found to do, by device, law and dtype: why it must not be trusted, or None.

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..kernels.contract import Draw, Engine, KernelMissing
 from ..kernels.dtypes import drawn_as
 from ..laws import Law
-from . import engines
+from . import batch, engines
 from .regions import Box, Shard, Target, region
 from .streams import Stream, source
 from .torch_private import increment_version
@@ -35,12 +35,14 @@ def fill(
     *,
     stream: Stream | None = None,
     compiled: bool = False,
+    later: bool = False,
 ) -> Engine | None:
     """Fill `target` in place with samples of `law`; returns who drew, None for a meta tensor, which stays as it is.
 
     The bits depend on the law, the stream and each element's index in the global tensor. Without a stream
-    one is drawn from the generator (see `streams.default_generator`): one 64-bit number, whatever the size. Raises
-    `RuntimeError` where `compiled` insists on a compiled engine and there is none.
+    one is drawn from the generator (see `streams.default_generator`): one 64-bit number, whatever the size. Inside a
+    `batch` the writing may be put off where `later`. Raises `RuntimeError` where `compiled` insists on a compiled
+    engine and there is none.
     """
     local, boxes = (target.local, region(target)) if isinstance(target, Shard) else (target, [Box(target, 0, None)])
     if local.is_meta:
@@ -56,7 +58,7 @@ def fill(
         for part, first, steps in boxes:
             if part.numel():
                 out = part if part.dtype is dtype else part.view(dtype)
-                engine = draw_into(engine, out, compiled, draw, first, steps, each)
+                engine = draw_into(engine, out, compiled, draw, first, steps, each, later)
     finally:  # autograd must hear of writes that go around torch, interrupted ones too
         if not local.is_inference():
             increment_version((local,))
@@ -71,10 +73,16 @@ def draw_into(
     first: int,
     steps: Sequence[int] | None,
     each: Sequence[Tensor] = (),
+    later: bool = False,
 ) -> Engine:
     """Have `engine` fill `out`, or the eager engine where a kernel is missing; returns who did."""
 
     def write() -> None:
+        if batch.open_blocks:
+            if later and batch.defer(engine, out, draw, first, steps):
+                return
+            for tensor in (out, *each):
+                batch.settle(tensor)
         if each:
             engine.fill_each(out, draw, first, steps, each)
         else:

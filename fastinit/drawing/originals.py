@@ -20,6 +20,7 @@ from typing import Any, TypeVar, cast
 import torch.nn.init
 from torch import Tensor
 
+from .batch import settle
 from .regions import Target, local_of
 
 Function = Callable[..., Any]
@@ -229,10 +230,10 @@ def torchs_own(name: str) -> Function:
     return originals[name]
 
 
-def call(torchs: Function, target: T, *values: Any) -> T:
-    """A call of this function of torch.nn.init's, or of whoever's function stands in its place."""
-    name = torchs.__name__
-    helper = HELPERS.get(name)
+def call(name: str, target: T, *values: Any) -> T:
+    """A call of torch.nn.init's function of this name, or of whoever's function stands in its place."""
+    settle(target)
+    torchs, helper = originals[name], HELPERS.get(name)
     if standing.get(name) is torchs and (helper is None or standing.get(helper) is originals[helper]):
         result: T = torchs(target, *values)
         return result

@@ -13,7 +13,7 @@ from ..drawing.fill import draw_into
 from ..drawing.regions import Target, local_of, offset_of
 from ..drawing.streams import Stream
 from ..kernels.contract import Draw, Engine
-from ..kernels.cpu.jobs import run
+from ..kernels.cpu.pool import run
 from ..laws import Words
 
 PART = 1 << 19  # elements in whose columns the zeros are found at a time; some 10 bytes each, on other devices 30

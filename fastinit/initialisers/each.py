@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Generator, Tensor
 
-from ..drawing import engines, flags
+from ..drawing import batch, engines, flags
 from ..drawing.fill import ByElement, fill
 from ..drawing.flags import forced_engine
 from ..drawing.regions import Shard, Target, local_of
@@ -17,10 +17,14 @@ from ..drawing.route import COMPILED, TORCH, outside_contract, way
 from ..drawing.streams import Stream, drawn_seed
 from ..drawing.torch_private import increment_version
 from ..kernels.contract import block_size
+from ..kernels.cpu.rows import address_of, with_parameters
 from ..kernels.dtypes import FORMATS, drawn_as
 from ..laws import EXAMPLES, Law, working
 from .quick import ordinary_address
 from .table import DTYPES
+
+if TYPE_CHECKING:
+    from ..kernels.cpu.jobs import Plan
 
 T = TypeVar("T", bound=Target)
 Numbers = float | Tensor
@@ -78,8 +82,8 @@ def fill_quickly(
         return False
     tensor, places, kept = cast("Tensor", target), [], []
     size, count = tensor.element_size(), tensor.numel()
-    write, most = plan(name, tensor.dtype, len(numbers)) if tensor.is_cpu else (None, 0)
-    if write is None or size * count > most:
+    found = plan(name, tensor.dtype, len(numbers)) if tensor.is_cpu else None
+    if found is None or count > found.alone or batch.is_open():
         return False
     for number in numbers:
         if not isinstance(number, Tensor):
@@ -96,20 +100,21 @@ def fill_quickly(
     check_range(name, numbers)
     seed, stream_id = (drawn_seed(generator), 0) if stream is None else (stream.seed, stream.id)
     increment_version((tensor,))  # before the write: an interruption may come between
-    write(address, 0, count, 0, count, size, 0, 0, seed, stream_id, 0, tuple(places))
+    row = with_parameters(found.owned, places)
+    found.fill(address_of(row), address, count, seed, stream_id)
     return True
 
 
-plans: dict[tuple[str, torch.dtype, int], tuple[Any, int]] = {}  # as `plan` found them
+plans: dict[tuple[str, torch.dtype, int], Plan] = {}  # as `plan` found them
 
 
-def plan(name: str, dtype: torch.dtype, parameters: int) -> tuple[Any, int]:
-    """The CPU engine's kernel, and up to how many bytes one call of it fills; no kernel where another engine draws."""
+def plan(name: str, dtype: torch.dtype, parameters: int) -> Plan | None:
+    """The CPU engine's way to fill small tensors; None where another engine draws."""
     key = (name, dtype, parameters)
     if key not in plans:
         engine: Any = engines.choose(torch.device("cpu"), drawn_as(dtype), False)
         if engine.name != "cpu":
-            return None, 0
+            return None
         plans[key] = engine.plan_each(LIKE[name].parameters(dtype)[0], drawn_as(dtype), parameters)
     return plans[key]
 

@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Generator, Tensor
 
+from ..drawing.batch import settle
 from ..drawing.fill import fill
 from ..drawing.regions import Shard, Target, local_of, offset_of
 from ..drawing.streams import Stream, source
@@ -51,6 +52,7 @@ def orthogonal(target: T, gain: float, generator: Generator | None, stream: Stre
 
 def copy_part(target: Target, whole: Tensor) -> None:
     """What the target holds of a global tensor."""
+    settle(target)
     local_of(target).copy_(whole[target.box] if isinstance(target, Shard) else whole)
 
 
@@ -87,6 +89,7 @@ def sparse(
 
 def eye(target: Target, gain: float = 1.0) -> None:
     """The identity times gain."""
+    settle(target)
     row, column = offset_of(target)
     with torch.no_grad():
         local_of(target).zero_().diagonal(row - column).fill_(gain)
@@ -94,6 +97,7 @@ def eye(target: Target, gain: float = 1.0) -> None:
 
 def in_the_middle(target: Target, matrix: Tensor) -> None:
     """A matrix in the middle of the receptive field of a weight [out, in, ...], and zeros around it."""
+    settle(target)
     local, offset = local_of(target), offset_of(target)
     sizes = local.shape
     middle = [(size - 1) // 2 - at for size, at in zip(target.shape[2:], offset[2:], strict=True)]
@@ -108,6 +112,8 @@ def in_the_middle(target: Target, matrix: Tensor) -> None:
 
 def row_major(target: Target, values: Tensor) -> None:
     """The values one after the other in row-major order, the last of them again and again."""
+    settle(target)
+    settle(values)
     local, count = local_of(target), values.numel()
     with torch.no_grad():
         if isinstance(target, Tensor) and target.is_contiguous():
@@ -125,6 +131,7 @@ def dirac(target: Target, groups: int) -> None:
     local = local_of(target)
     if local.is_meta:
         return
+    settle(target)
     offset = offset_of(target)
     out_channels = target.shape[0] // groups
     group = torch.arange(groups, device="cpu").repeat_interleave(channels := min(out_channels, target.shape[1]))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..drawing import torch_private as private
+from ..drawing.batch import at_once, settle
 from ..drawing.regions import Shard, Target, local_of
 from ..drawing.route import COMPILED, KERNELS, TORCH, Way, outside_contract, refuse_inference_write
 from ..drawing.streams import MASK, Stream, default_generator, drawn_seed
@@ -100,7 +101,8 @@ def draw_whole(
     if private.in_graph():
         record(name, by, target, values, generator, stream)
     else:
-        whole[name](target, *values, generator, stream, by is COMPILED)
+        settle(target)
+        at_once(whole[name], target, *values, generator, stream, by is COMPILED)
     return target
 
 
@@ -170,11 +172,12 @@ def initialise(
     stream = Stream(seed & MASK, stream_id & MASK) if drawn is None else Stream(int(drawn.item()) & MASK)
     target = tensor if shape is None or offset is None else Shard(tensor, torch.Size(shape), tuple(offset))
     values = values_of(name, numbers, words)
+    settle(target)
     if name in whole:
-        whole[name](target, *values, None, stream, compiled)
+        at_once(whole[name], target, *values, None, stream, compiled)
         return
     axes = layout if fan_in is fan_out is None and groups == 1 else Axes(layout, fan_in, fan_out, groups)
-    draw(name, COMPILED if compiled else KERNELS, target, values, None, stream, axes)
+    at_once(draw, name, COMPILED if compiled else KERNELS, target, values, None, stream, axes)
 
 
 @private.constant_in_graphs

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor
 
-from ..drawing import engines, flags, originals
+from ..drawing import batch, engines, flags, originals
 from ..drawing.flags import forced_engine
 from ..drawing.regions import Target
 from ..drawing.route import KERNELS, ORDINARY, way
@@ -37,7 +37,8 @@ from .operators import record
 from .table import DTYPES, draw
 
 if TYPE_CHECKING:
-    from ..kernels.cpu.engine import CpuEngine, Plan
+    from ..kernels.cpu.engine import CpuEngine
+    from ..kernels.cpu.jobs import Plan
     from ..kernels.gpu.engine import GpuEngine, Plan as GpuPlan
 
 T = TypeVar("T", bound=Target)
@@ -125,14 +126,12 @@ def serve(
 ) -> T:
     """Serve a call of the initialiser `name` with the arguments `values`; where `shaped`, its law depends on the shape.
 
-    `elsewhere` says who makes it where torch.nn.init has no function of that name. The whole fast path stands in this
-    one function: another call would be 3 % of it.
+    `elsewhere` says who makes it where torch.nn.init has no function of that name. Small tensors' whole way stands in
+    this one function: another call would be 3 % of it.
     """
     obeyed, instead = elsewhere or (name, None)
-    if elsewhere is None:
-        address = ordinary_address(target, generator, fast, stream, name)
-    else:
-        address = ordinary_address(target, generator, fast, stream, obeyed, DTYPES.get(name, FORMATS))
+    dtypes = FORMATS if elsewhere is None else DTYPES.get(name, FORMATS)
+    address = ordinary_address(target, generator, fast, stream, obeyed, dtypes)
     tensor: Any = target
     key: tuple[Any, ...] | None = None
     if address and forced_engine.get() is None and (not shaped or has_known_shape_rules(layout)):
@@ -144,8 +143,7 @@ def serve(
         if tensor.is_cuda:
             if fill_gpu(tensor, key, address, generator, stream):
                 return target
-        elif (plan := plans.get(key)) is not None and (count := tensor.numel()) <= plan[2]:
-            write, parameters, _, size = plan
+        elif (plan := plans.get(key)) is not None and (count := tensor.numel()) <= plan.most:
             if stream is not None:
                 seed, stream_id = stream.seed, stream.id
             elif generator is not None:
@@ -154,9 +152,12 @@ def serve(
                 drawn.draw(LOWEST, None)  # without `generator=`, which costs 70 ns
                 seed, stream_id = drawn.bits.value, 0
             increment_version((tensor,))  # before the write: an interruption may come between
-            write(address, 0, count, 0, count, size, 0, 0, seed, stream_id, 0, parameters)
+            if count <= plan.alone and not batch.open_blocks:
+                plan.fill(plan.pattern, address, count, seed, stream_id)
+            else:
+                batch.fill(plan, tensor, address, count, seed, stream_id)
             return target
-    by = KERNELS if address else way(target, generator, fast, stream, obeyed, layout, DTYPES.get(name, FORMATS))
+    by = KERNELS if address else way(target, generator, fast, stream, obeyed, layout, dtypes)
     act = draw if address or not in_graph() else record
     result, law, engine = act(name, by, target, values, generator, stream, layout, instead)
     if key is not None and law is not None and engine is not None:

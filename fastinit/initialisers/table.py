@@ -11,6 +11,7 @@ import torch
 from torch import Generator
 
 from ..drawing import originals
+from ..drawing.batch import settle
 from ..drawing.fill import fill
 from ..drawing.originals import torchs_own
 from ..drawing.regions import Shard, Target, local_of
@@ -205,17 +206,19 @@ def draw(
             return target, None, None
         function = scaled.function
         given = scaled.values_of(scaled.std(target.shape, *values, layout))
-    if by is TORCH and instead is not None:
+    if instead is not None and by is TORCH:
+        settle(target)
         return instead(), None, None
     if by is TORCH:
-        return originals.call(originals.originals[function], target, *given, generator), None, None
+        return originals.call(function, target, *given, generator), None, None
     numbers = as_numbers(function, *given)
     law = None if numbers is None else OF_NUMBERS[function](target.dtype, *numbers)
     if law is None and instead is not None:
+        settle(target)
         return instead(), None, None
     if law is None:
         return by_torch(function, target, stream, numbers or given, generator), None, None
-    engine = fill(target, law, generator, stream=stream, compiled=by is COMPILED)
+    engine = fill(target, law, generator, stream=stream, compiled=by is COMPILED, later=True)
     return target, None if is_far(law) else law, engine  # it warns every time
 
 
@@ -245,4 +248,4 @@ def by_torch(
     if isinstance(target, Shard) or stream is not None:
         torchs_own(function)(local_of(target).new_empty((0,) * target.ndimension()), *values, generator)
         raise ValueError(f"{function} with {values}: torch.nn.init has no error for this, and fastinit no law")
-    return originals.call(originals.originals[function], target, *values, generator)
+    return originals.call(function, target, *values, generator)

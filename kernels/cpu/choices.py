@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from . import engine
-from .jobs import run
+from . import helpers, jobs, loading
+from .forms import Form
 from .pages import advise_huge_pages
+from .rows import (
+    ADDRESS,
+    BITS,
+    BOUNDS,
+    COUNT,
+    END,
+    ENTRIES,
+    KERNEL,
+    LENGTH,
+    MASK,
+    NUMBER,
+    SAMPLES,
+    SEED,
+    SPARE,
+    STREAM_ID,
+    SUMS,
+    TOGETHER,
+    WORDS,
+    address_of,
+    new_rows,
+)  # fmt: skip
 
 # Bits of numbers. Measured for 2^20 of them on one thread, ns a number: buckets of 2^9 to 2^12 take 11.6, 10.3, 9.3 and
 # 10.9; at 2^24 more than 2^12 buckets at a time gain nothing (17.9 to 20.1).
 KEPT_TOGETHER = 11  # a bucket has some 2^11 entries, 16 KB, while there are no more than MOST_BUCKETS
 MOST_BUCKETS = 12
 SMALL = 13  # up to here one bucket is all: other steps would cost more than they save
-A_THREAD = 1 << 17  # numbers that are worth a thread: some 1 ms; and more than kernels do with the GIL
+A_THREAD = 1 << 17  # numbers that are worth a thread: some 1 ms
+BLOCK = 32  # words that are drawn together
 MOST_NUMBERS = 1 << 32  # an entry has 32 bits for a number
 
 
@@ -26,7 +46,6 @@ def threads_for(count: int) -> int:
 
 def permute(out: Tensor, seed: int, stream_id: int) -> bool:
     """See `contract.WordEngine`. Buckets lie where their numbers will: a bucket is copied before it is written."""
-    count, scatter, settle = (engine.kernel("words", torch.int64, step, 0) for step in ("count", "scatter", "settle"))
     total = out.numel()
     if total > MOST_NUMBERS:
         return False
@@ -34,36 +53,44 @@ def permute(out: Tensor, seed: int, stream_id: int) -> bool:
     bits = 0 if width <= SMALL else min(width - KEPT_TOGETHER, MOST_BUCKETS)
     threads = threads_for(total)
     share = -(-total // (32 * threads)) * 32
-    if (size := total * 8) >= engine.HUGE_PAGES_FROM:
+    if (size := total * 8) >= jobs.HUGE_PAGES_FROM:
         advise_huge_pages(out.data_ptr(), size)
-
-    def of_slice(step: Callable[..., None], table: Tensor) -> Callable[[int], None]:
-        def do(number: int, kept: object = (table, out)) -> None:
-            start, stop = number * share, min((number + 1) * share, total)
-            place = (table[number].data_ptr(), 0, 0, start, stop, bits, 0, out.data_ptr())
-            step(*place, seed, stream_id, 0, ())
-
-        return do
-
-    places = torch.zeros(threads, 1 << bits, dtype=torch.int64, device="cpu")
+    tables = torch.zeros(threads, 1 << bits, dtype=torch.int64, device="cpu")
     bounds = torch.tensor([0, total], device="cpu")
+
+    def do(step: Form, rows: list[dict[int, int]]) -> None:
+        run_apart(step, [{SEED: seed, STREAM_ID: stream_id, ENTRIES: out.data_ptr(), **row} for row in rows], threads)
+
+    def slices(tables: Tensor) -> list[dict[int, int]]:
+        starts = range(0, total, share)
+        return [
+            {ADDRESS: table.data_ptr(), NUMBER: start, COUNT: min(share, total - start), BITS: bits}
+            for table, start in zip(tables, starts, strict=False)
+        ]
+
     if bits:
-        run(of_slice(count, places), threads, threads)
-        places, bounds = starts_of(places)
-    run(of_slice(scatter, places), threads, threads)
+        do("count", slices(tables))
+        tables, bounds = starts_of(tables)
+    do("scatter", slices(tables))
     greatest = int(bounds.diff().max())
     within = max(greatest.bit_length() - 1, 1)  # bits: of the counts that share out a bucket
     pieces = min(1 << bits, 16 * threads, max(1, total // A_THREAD))
     cuts = [number * (1 << bits) // pieces for number in range(pieces + 1)]
-    starts = bounds[cuts].tolist()
-
-    def settle_piece(number: int, kept: object = (out, bounds)) -> None:
-        spare = torch.empty((1 << within >> 1) + greatest, dtype=torch.int64, device="cpu")
-        where = (cuts[number], cuts[number + 1], starts[number], starts[number + 1], within, bounds.data_ptr())
-        settle(out.data_ptr(), *where, out.data_ptr(), seed, stream_id, spare.data_ptr(), ())
-
-    run(settle_piece, pieces, threads)
+    spare = torch.empty(pieces, (1 << within >> 1) + greatest, dtype=torch.int64, device="cpu")
+    buckets = {ADDRESS: out.data_ptr(), BOUNDS: bounds.data_ptr(), BITS: within}
+    places = zip(cuts, cuts[1:], spare, strict=False)
+    do("settle", [{**buckets, NUMBER: a, COUNT: b - a, SPARE: own.data_ptr()} for a, b, own in places])
     return True
+
+
+def run_apart(step: Form, rows: list[dict[int, int]], threads: int) -> None:
+    """Do each of the rows, given by place, in one part."""
+    address, table, end = loading.kernel("words", torch.int64, step, 0), new_rows(len(rows)), 0
+    for number, row in enumerate(rows):
+        end += row[COUNT]
+        for place, value in {KERNEL: address, TOGETHER: row[COUNT], END: end, **row}.items():
+            table[WORDS * number + place] = value & MASK
+    loading.entry("run_apart")(address_of(table), len(rows), threads, helpers.team(threads, loading.entry))
 
 
 def starts_of(counts: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,14 +103,10 @@ def starts_of(counts: Tensor) -> tuple[Tensor, Tensor]:
 
 def choose(out: Tensor, sums: Tensor, seed: int, stream_id: int) -> bool:
     """See `contract.WordEngine`."""
-    pick = engine.kernel("words", torch.int64, "choose", 0)
-    count, samples = out.numel(), out.shape[-1]
-    piece = max(A_THREAD, -(-count // engine.PIECES_A_THREAD))
-
-    def choose_piece(number: int, kept: object = (out, sums)) -> None:
-        start, stop = number * piece, min((number + 1) * piece, count)
-        place = (out.data_ptr(), 0, sums.shape[-1], start, stop, samples, 0, sums.data_ptr())
-        pick(*place, seed, stream_id, 0, ())
-
-    run(choose_piece, -(-count // piece), threads_for(count))
+    count, row = out.numel(), new_rows(1)
+    row[KERNEL], row[COUNT], row[TOGETHER] = loading.kernel("words", torch.int64, "choose", 0), count, BLOCK
+    row[END] = line = -(-count // BLOCK) * BLOCK
+    row[ADDRESS], row[LENGTH], row[SAMPLES], row[SUMS] = out.data_ptr(), sums.shape[-1], out.shape[-1], sums.data_ptr()
+    row[SEED], row[STREAM_ID] = seed & MASK, stream_id & MASK
+    helpers.run(address_of(row), 1, line, threads_for(count), loading.entry)
     return True

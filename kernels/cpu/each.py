@@ -14,7 +14,7 @@ from numba.extending import intrinsic
 from ..contract import COLUMNS, block_size, lanes_in_block, sample_each, width_of
 from .blocks import ARITHMETIC, finished, store, words_of
 from .forms import LINE
-from .loops import copy_bytes, copy_element, fence, place_of, scratch
+from .loops import copy_bytes, copy_element, fence, numbers_reader, place_in_memory, place_of, scratch
 from .simd import Lanes
 
 
@@ -85,20 +85,22 @@ def keeper(wide: int, given_bytes: int) -> Any:
 
 
 def each_kernel(kind: str, dtype: torch.dtype, stored: torch.dtype, parameters: int) -> Callable[..., None]:
-    """The Python source of a kernel whose `parameters` are, one after the other, addresses and steps.
+    """The Python source of a kernel with so many `parameters` an element.
 
-    Those of an element are found by its position along all runs (see `loops.build_kernel`). A step is 0 where elements
-    share a parameter, which is repeated there for a whole block.
+    At PARAMETERS lie, one after the other, an address and a step in bytes for each. An element's own are found by its
+    position along all runs (see `loops.build_kernel`). A step is 0 where elements share a parameter, which is repeated
+    there for a whole block.
     """
     write_each = each_writer(kind, dtype, stored)
     block_elements = block_size(width_of(kind, dtype))
     size, wide = dtype.itemsize, stored.itemsize
     scratch_bytes, given_bytes = block_elements * size, block_elements * wide
     all_given = parameters * given_bytes
-    kept_at = keeper(wide, given_bytes)
+    kept_at, numbers_at = keeper(wide, given_bytes), numbers_reader([types.int64] * (2 * parameters))
 
-    def kernel(address, first, length, start, stop, stride, outer, table, seed, stream_id, streaming, parameters):
-        spare, given = scratch(scratch_bytes), scratch(all_given)
+    def kernel(row, start, stop):
+        address, first, length, stride, outer, table, seed, stream_id, streaming = place_in_memory(row)
+        parameters, spare, given = numbers_at(row), scratch(scratch_bytes), scratch(all_given)
         position = start
         while position < stop:
             run = position // length

@@ -10,8 +10,13 @@ from ..contract import block_size, width_of
 from ..dtypes import name_of
 from ..runs import Runs
 
-Form = Literal["long", "rows", "strided", "turned", "each32", "each64", "count", "scatter", "settle", "choose"]
+Form = Literal[
+    "long", "rows", "strided", "turned", "each32", "each64", "count", "scatter", "settle", "choose",
+    "constant", "run", "run_apart", "lay_out", "fill", "share", "serve",
+]  # fmt: skip
 STEPS: tuple[Form, ...] = ("count", "scatter", "settle", "choose")  # what is done to words, see `word_loops`
+ENTRIES: tuple[Form, ...] = ("run", "run_apart", "lay_out", "fill", "share", "serve")  # what Python calls, see `team`
+CONSTANT: Form = "constant"  # which draws nothing
 FORMS: tuple[Form, ...] = ("long", "rows", "strided", "turned")
 EACH: dict[torch.dtype, Form] = {torch.float32: "each32", torch.float64: "each64"}  # by what parameters are stored in
 Kernel = tuple[str, torch.dtype, Form, int]  # kind, dtype, form, number of parameters

@@ -1,127 +1,239 @@
-"""A small pool of threads that shares out the pieces of one fill.
-
-Python's own threads, because the kernels release the GIL and a fork only has to forget them. A piece is taken when a
-thread is free, so a thread that the machine slows down takes fewer. Handing a fill to the pool costs some 20 us.
-
-An exception can arise between any two lines of the caller's thread (Ctrl-C, a signal handler that raises), and so can a
-second fill (a signal handler, a finaliser). Hence: locks are taken by `with` and are C's own, which leaves no moment
-between taking one and being bound to release it; those that a thread can meet again are re-entrant; and
-`run` closes its job several times over.
-"""
+"""Jobs: fills that are done together, on all threads, as a table of rows; see `rows` and `team`."""
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-import os
-import threading
-from collections.abc import Callable
-from queue import Empty, SimpleQueue
-from types import TracebackType
+import bisect
+from array import array
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
-# How long a job's caller waits before it looks again, should a helper's message have been lost in an interruption.
-PATIENCE = 0.05  # seconds
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..contract import SAMPLERS, Draw, KernelMissing, block_size, width_of
+from ..runs import Runs, runs_of
+from . import helpers, loading
+from .forms import BLOCKS_AT_ONCE, EACH, LINE, Form, form_of
+from .pages import advise_huge_pages
+from .rows import (
+    ADDRESS,
+    COUNT,
+    END,
+    FIRST,
+    KERNEL,
+    LEAD,
+    LENGTH,
+    MASK,
+    OUTER,
+    PARAMETERS,
+    ROW_BYTES,
+    SEED,
+    SIZE,
+    STREAM_ID,
+    STRIDE,
+    TABLE,
+    TOGETHER,
+    WORDS,
+    address_of,
+    new_rows,
+    words,
+)  # fmt: skip
+
+# Measured by `python -m bench.thresholds`.
+THREADS_FROM = 1 << 14  # elements; below, handing over takes longer than drawing
+# Bytes of a job; from here on, stores are non-temporal: what it writes does not stay in the cache anyway.
+STREAMING_FROM = 1 << 20
+HUGE_PAGES_FROM = 16 << 20  # bytes of a tensor; twice as fast on fresh memory from here on
+
+
+def row_of(draw: Draw, dtype: torch.dtype, first: int, form: Form) -> array[int]:
+    """A row for a kernel of this form, with the law's parameters behind it; where its elements lie is to come."""
+    each = form in EACH.values()
+    parameters = words(draw.parameters, None if each else SAMPLERS[draw.kind].whole)
+    row = new_rows(1, len(parameters))
+    row[KERNEL] = loading.kernel(draw.kind, dtype, form, len(parameters) // (2 if each else 1))
+    row[FIRST], row[SEED], row[STREAM_ID] = first & MASK, draw.seed & MASK, draw.stream_id & MASK
+    row[PARAMETERS], row[SIZE] = address_of(row) + ROW_BYTES, dtype.itemsize
+    # A cut inside a block would draw it twice.
+    row[TOGETHER] = together = BLOCKS_AT_ONCE * block_size(width_of(draw.kind, dtype))
+    row[LEAD] = first % together
+    row[WORDS:] = parameters
+    return row
+
+
+def pattern_of(draw: Draw, dtype: torch.dtype, first: int = 0, form: Form = "long") -> array[int]:
+    """The row of contiguous tensors, for `team` to fill in an address, a length and a stream."""
+    row = row_of(draw, dtype, first, form)
+    row[STRIDE] = dtype.itemsize
+    return row
+
+
+class Plan(NamedTuple):
+    """How contiguous tensors are filled with a law.
+
+    Up to `alone` elements by one thread: `fill(pattern, address, elements, seed, stream_id)`; up to `most` by `draw`.
+    """
+
+    fill: Callable[[int, int, int, int, int], None]
+    pattern: int
+    alone: int
+    most: int
+    size: int  # an element's bytes
+    owned: array[int]  # where the pattern lies
+
+    def draw(self, address: int, count: int, seed: int, stream_id: int) -> None:
+        if count <= self.alone:
+            self.fill(self.pattern, address, count, seed, stream_id)
+            return
+        try:
+            share = loading.entry("share")
+        except KernelMissing:  # Numba has broken since
+            self.fill(self.pattern, address, count, seed, stream_id)
+            return
+        threads, around = torch.get_num_threads(), count * self.size >= STREAMING_FROM
+        share(self.pattern, address, count, seed, stream_id, around, threads, helpers.team(threads, loading.entry))
+
+
+def plan(draw: Draw, dtype: torch.dtype, form: Form = "long") -> Plan:
+    """For a law in an output dtype. Raises `KernelMissing` where there is no kernel."""
+    pattern, size = pattern_of(draw, dtype, form=form), dtype.itemsize
+    most = HUGE_PAGES_FROM // size - 1
+    return Plan(loading.entry("fill"), address_of(pattern), THREADS_FROM - 1, most, size, pattern)
 
 
 class Job:
-    """Pieces 0 to count - 1 of one task, taken by whoever is free.
+    """Fills that are done together, with the outcome that they would have one after the other.
 
-    Until it is closed the job keeps the task, and so all memory that the task refers to.
+    Making one raises `KernelMissing` where it could not be done.
     """
-
-    def __init__(self, task: Callable[[int], None], count: int) -> None:
-        self.task: Callable[[int], None] | None = task
-        self.count = count
-        self.pieces = itertools.count()  # next() on it is atomic
-        self.lock = threading.Lock()  # a thread never meets the lock of a job twice
-        self.helpers, self.closed = 0, False
-        self.left: SimpleQueue[None] = SimpleQueue()  # a message from each helper that leaves
-        self.error: BaseException | None = None
-
-    def help(self) -> None:
-        """What a thread of the pool does: takes pieces too, unless the job is over."""
-        with self.lock:
-            if self.closed:
-                return
-            self.helpers += 1
-        try:
-            self.work()
-        except BaseException as error:  # raised again by `run`, in the caller's thread
-            self.error = self.error or error
-        finally:
-            with self.lock:
-                self.helpers -= 1
-            self.left.put(None)
-
-    def work(self) -> None:
-        """Do pieces until none is left, one has failed, or the job is closed."""
-        task = self.task
-        while task and not self.closed and self.error is None and (piece := next(self.pieces)) < self.count:
-            task(piece)
-
-    def close(self) -> None:
-        """Let nobody begin any more, and wait until nobody is at work."""
-        with self.lock:
-            self.closed = True
-        while self.helpers:
-            with contextlib.suppress(Empty):
-                self.left.get(timeout=PATIENCE)
-        self.task = None  # the queue of the pool may hold the job for longer, but not the task's memory
-
-    def __enter__(self) -> Job:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
-
-
-class Pool:
-    """Idle threads around a queue; grows to the largest number asked for."""
 
     def __init__(self) -> None:
-        self.jobs: SimpleQueue[Job] = SimpleQueue()
-        self.size = 0
-        self.lock = threading.RLock()
+        self.lay_out, _ = loading.entry("lay_out"), loading.entry("run")  # now, not when it is too late
+        self.entries: list[int] = []  # five numbers each, see `team.lay_out`
+        self.tensors: list[Tensor] = []  # what each writes
+        self.owned: list[Any] = []  # memory that rows refer to
+        self.extents: dict[int, tuple[int, int]] = {}  # of tensors with gaps or in another order, by their number
 
-    def grow(self, size: int) -> int:
-        """Have up to `size` threads; returns how many there are, fewer where the system gives no more."""
-        with self.lock, contextlib.suppress(RuntimeError):
-            while self.size < size:
-                threading.Thread(target=self.serve, name=f"fastinit-{self.size + 1}", daemon=True).start()
-                self.size += 1
-        return min(self.size, size)
+    def add(self, form: Form, out: Tensor, runs: Runs, draw: Draw, first: int) -> None:
+        """A fill by a kernel of this form. Raises `KernelMissing` where there is none."""
+        row = row_of(draw, out.dtype, first, form)
+        length, stride, outer = runs
+        table = words([number for dimension in outer for number in dimension])
+        row[ADDRESS], row[COUNT], row[LENGTH], row[STRIDE] = out.data_ptr(), out.numel(), length, stride & MASK
+        row[OUTER], row[TABLE] = len(outer), address_of(table)
+        if form == "turned":  # runs side by side are not cut at all
+            row[TOGETHER], row[LEAD] = length * (LINE // out.dtype.itemsize), 0
+        if (size := out.numel() * out.dtype.itemsize) >= HUGE_PAGES_FROM:
+            advise_huge_pages(out.data_ptr(), size)
+        if not out.is_contiguous():
+            self.extents[len(self.tensors)] = extent(out)
+        self.owned += (row, table)
+        self.entries += (address_of(row), 0, 0, 0, 0)
+        self.tensors.append(out)
 
-    def serve(self) -> None:
-        while True:
-            self.jobs.get().help()
+    def add_fill(self, out: Tensor, draw: Draw, first: int, steps: Sequence[int] | None) -> None:
+        """What `contract.Engine.fill` writes."""
+        runs = runs_of(out.shape, out.stride(), out.dtype.itemsize, steps)
+        self.add(form_of(runs, draw.kind, out.dtype), out, runs, draw, first)
+
+    def add_constant(self, out: Tensor, element: bytes) -> None:
+        """Each element of a contiguous tensor is to become these bytes. Raises `KernelMissing`."""
+        row = new_rows(1, LINE // 8)
+        row[KERNEL] = loading.kernel("words", torch.int64, "constant", 0)
+        row[ADDRESS], row[COUNT], row[SIZE], row[TOGETHER] = out.data_ptr(), out.numel(), len(element), LINE
+        row[PARAMETERS] = address_of(row) + ROW_BYTES
+        row[WORDS:] = array("Q", element * (LINE // len(element)))
+        self.owned.append(row)
+        self.entries += (address_of(row), 0, 0, 0, 0)
+        self.tensors.append(out)
+
+    def rows(self) -> NDArray[np.uint64]:
+        """The table of the job, a row for each tensor, in order."""
+        number = len(self.tensors)
+        entries, table = array("Q", self.entries), np.zeros((number, WORDS), np.uint64)
+        self.lay_out(address_of(entries), number, table.ctypes.data, STREAMING_FROM)
+        return table
+
+    def reach(self, rows: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+        """Where in memory each row's elements begin, and where they end."""
+        begins = rows[:, ADDRESS].copy()
+        ends = begins + rows[:, COUNT] * rows[:, SIZE]
+        for number, (begin, end) in self.extents.items():
+            begins[number], ends[number] = begin, end
+        return begins, ends
+
+    def touches(self, tensor: Tensor) -> bool:
+        """Whether the memory that it writes and the memory that this tensor reaches over have bytes in common."""
+        if not self.tensors or not tensor.numel():
+            return False
+        begin, end = extent(tensor)
+        begins, ends = self.reach(self.rows())
+        return bool(((begins < np.uint64(end)) & (ends > np.uint64(begin))).any())
+
+    def do(self) -> None:
+        """Returns when all of it is written. An interruption skips what has not begun.
+
+        Raises `RuntimeError`, before anything is written, where a tensor has got other memory since it was added.
+        """
+        if not self.tensors:
+            return
+        rows = self.rows()
+        for tensor, address, size in zip(
+            self.tensors, rows[:, ADDRESS].tolist(), (rows[:, COUNT] * rows[:, SIZE]).tolist(), strict=True
+        ):
+            if tensor.data_ptr() != address or tensor.nbytes != size:
+                raise RuntimeError(
+                    "a tensor has got other memory since it was to be filled (by `.data =`, `.to()` or a storage's "
+                    "`resize_` inside a batch): nothing of the batch is drawn"
+                )
+        for table in in_order(rows, *self.reach(rows)):
+            length = int(table[-1, END])
+            threads = torch.get_num_threads() if length >= THREADS_FROM else 1
+            helpers.run(table.ctypes.data, len(table), length, threads, loading.entry)
 
 
-_pool = Pool()
+def extent(tensor: Tensor) -> tuple[int, int]:
+    """Where the memory that a tensor reaches over begins and ends."""
+    start = tensor.data_ptr()
+    reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return start, start + (reach + 1) * tensor.element_size()
 
 
-def _forget_threads() -> None:
-    """After a fork the child has none of the threads; start anew."""
-    global _pool
-    _pool = Pool()
+def in_order(
+    rows: NDArray[np.uint64], begins: NDArray[np.uint64], ends: NDArray[np.uint64]
+) -> list[NDArray[np.uint64]]:
+    """The rows in tables that are to be done one after the other: within one, no two write the same memory.
 
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_threads)
-
-
-def run(task: Callable[[int], None], count: int, threads: int) -> None:
-    """Call `task(0)` to `task(count - 1)` on up to `threads` threads, the caller's among them.
-
-    Returns, or raises what a task raised, only when no thread is at work on it any more. An interruption
-    (KeyboardInterrupt) at any moment skips the pieces that nobody has begun, and waits for the others; two more
-    while it is dealt with change nothing. `task` refers to all memory that it touches, which then outlives every
-    thread at work on it, whatever happens.
+    What a later row writes anew as a whole is left out.
     """
-    job, pool = Job(task, count), _pool
-    # Closed once by each: an interruption may strike while the last one is dealt with.
-    with job, job, job:
-        for _ in range(pool.grow(min(threads, count) - 1)):
-            pool.jobs.put(job)
-        job.work()
-    if job.error is not None:
-        raise job.error
+    if len(rows) == 1:
+        return [rows]
+    order = np.argsort(begins, kind="stable")
+    if not (begins[order][1:] < np.maximum.accumulate(ends[order])[:-1]).any():
+        return [rows]
+    places = list(zip(begins.tolist(), ends.tolist(), strict=True))
+    # Rows without gaps: their elements take all the memory that they reach over.
+    dense = (ends - begins == rows[:, COUNT] * rows[:, SIZE]).tolist()
+    last = {place: number for number, place in enumerate(places) if dense[number]}
+    tables: list[list[int]] = [[]]
+    taken: list[tuple[int, int]] = []  # the places of the last table, in order
+    for number, (begin, end) in enumerate(places):
+        if last.get((begin, end), number) > number:
+            continue
+        at = bisect.bisect(taken, (begin, end))
+        if (at > 0 and taken[at - 1][1] > begin) or (at < len(taken) and taken[at][0] < end):
+            tables.append([])
+            taken, at = [], 0
+        taken.insert(at, (begin, end))
+        tables[-1].append(number)
+    return [with_ends(rows[numbers]) for numbers in tables]
+
+
+def with_ends(rows: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The rows as a table of their own."""
+    together = rows[:, TOGETHER]
+    rooms = (rows[:, LEAD] + rows[:, COUNT] + together - np.uint64(1)) // together * together
+    rows[:, END] = rooms.cumsum()
+    return rows

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic, register_jitable
 
-from ..contract import COLUMNS, block_size, width_of
+from ..contract import COLUMNS, SAMPLERS, block_size, width_of
 from .blocks import at_once, block_writer, store
 from .forms import LINE, Form
+from .rows import ADDRESS, FIRST, LENGTH, OUTER, PARAMETERS, SEED, SIZE, STREAM_ID, STREAMING, STRIDE, TABLE
 
 
 @intrinsic(prefer_literal=True)
@@ -34,6 +36,39 @@ def load_int64(context, address):
         return builder.load(builder.inttoptr(arguments[0], ir.IntType(64).as_pointer()))
 
     return types.int64(address), build
+
+
+@register_jitable(inline="always")
+def word(row, place):
+    """A number of a row."""
+    return load_int64(row + 8 * place)
+
+
+@register_jitable(inline="always")
+def place_in_memory(row):
+    """What a row says besides the parameters of its law; see `build_kernel`."""
+    runs = word(row, ADDRESS), word(row, FIRST), word(row, LENGTH), word(row, STRIDE)
+    around = word(row, OUTER), word(row, TABLE)
+    return (*runs, *around, word(row, SEED), word(row, STREAM_ID), word(row, STREAMING))
+
+
+def numbers_reader(kinds: Sequence[Any]) -> Any:
+    """A Numba intrinsic for the numbers that lie where a row's PARAMETERS says, of these types of 64 bits: a tuple."""
+    wanted = types.Tuple(list(kinds))  # type: ignore[attr-defined]
+
+    @intrinsic
+    def numbers_at(context, row):
+        def build(context, builder, signature, arguments):
+            said = builder.add(arguments[0], ir.Constant(arguments[0].type, 8 * PARAMETERS))
+            address, values = builder.load(builder.inttoptr(said, said.type.as_pointer())), []
+            for number, kind in enumerate(wanted):
+                place = builder.add(address, ir.Constant(address.type, 8 * number))
+                values.append(builder.load(builder.inttoptr(place, context.get_value_type(kind).as_pointer())))
+            return context.make_tuple(builder, wanted, values)
+
+        return wanted(row), build
+
+    return numbers_at
 
 
 @intrinsic
@@ -121,35 +156,44 @@ def fence(context):
 
 
 @register_jitable(inline="always")
+def dimension_of(table, number):
+    """A dimension around the runs: its size, index step and byte step."""
+    entry = table + 24 * number
+    return load_int64(entry), load_int64(entry + 8), load_int64(entry + 16)
+
+
+@register_jitable(inline="always")
 def place_of(run, outer, table):
     """Where a run lies: its first element's index and address, from those of run 0; and its place in the innermost of
     the dimensions around it."""
     index = target = innermost = 0
     for dimension in range(outer - 1, -1, -1):
-        entry = table + 24 * dimension
-        around = run // load_int64(entry)
-        along = run - around * load_int64(entry)
-        index += along * load_int64(entry + 8)
-        target += along * load_int64(entry + 16)
+        size, step, stride = dimension_of(table, dimension)
+        around = run // size
+        along = run - around * size
+        index += along * step
+        target += along * stride
         if dimension == outer - 1:
             innermost = along
         run = around
     return index, target, innermost
 
 
-def build_kernel(kind: str, dtype: torch.dtype, form: Form) -> Callable[..., None]:
-    """The Python source of a kernel, still to be compiled.
+def build_kernel(kind: str, dtype: torch.dtype, form: Form, parameters: int) -> Callable[..., None]:
+    """The Python source of a kernel of samples, still to be compiled; the law has so many `parameters`.
 
-    The elements to write are `runs`: stretches of `length` neighbours in the global tensor, `stride` bytes apart
+    The elements to write are `runs`: stretches of LENGTH neighbours in the global tensor, STRIDE bytes apart
     in memory. Positions count along all runs; a call fills those in [start, stop), so that threads can
-    share a tensor at any cut. Where each run lies is told by a table of (size, index step, byte step) for each of
-    the `outer` dimensions around it. `streaming` asks for non-temporal stores.
-    For `form` see `forms.form_of`.
+    share a tensor at any cut. Where each run lies is told by a TABLE of (size, index step, byte step) for each of
+    the OUTER dimensions around it. The first run's first element is number FIRST of the global tensor, and lies at
+    ADDRESS. STREAMING asks for non-temporal stores. For `form` see `forms.form_of`.
     """
-    return turned_kernel(kind, dtype) if form == "turned" else straight_kernel(kind, dtype, form)
+    kinds = [types.int64 if k < SAMPLERS[kind].whole else types.float64 for k in range(parameters)]
+    build = turned_kernel if form == "turned" else straight_kernel
+    return build(kind, dtype, form, numbers_reader(kinds))
 
 
-def straight_kernel(kind: str, dtype: torch.dtype, form: Form) -> Callable[..., None]:
+def straight_kernel(kind: str, dtype: torch.dtype, form: Form, numbers_at: Any) -> Callable[..., None]:
     """Run by run, block by block."""
     contiguous = form != "strided"
     columns = at_once(width_of(kind, dtype)) if form == "long" else COLUMNS
@@ -158,8 +202,9 @@ def straight_kernel(kind: str, dtype: torch.dtype, form: Form) -> Callable[..., 
     size = dtype.itemsize
     scratch_bytes = block_elements * size
 
-    def kernel(address, first, length, start, stop, stride, outer, table, seed, stream_id, streaming, parameters):
-        spare = scratch(scratch_bytes)
+    def kernel(row, start, stop):
+        address, first, length, stride, outer, table, seed, stream_id, streaming = place_in_memory(row)
+        parameters, spare = numbers_at(row), scratch(scratch_bytes)
         kept = -1  # the block that the scratch holds: short runs often share one
         position = start
         while position < stop:
@@ -198,32 +243,62 @@ def straight_kernel(kind: str, dtype: torch.dtype, form: Form) -> Callable[..., 
     return kernel
 
 
-def turned_kernel(kind: str, dtype: torch.dtype) -> Callable[..., None]:
+@intrinsic
+def store_line(context, source, target, streaming):
+    """Copies a cache line, with non-temporal stores where `streaming`."""
+    line = ir.VectorType(ir.IntType(64), LINE // 8)
+
+    def build(context, builder, signature, arguments):
+        source, target, streaming = arguments
+        loaded = builder.load(builder.inttoptr(source, line.as_pointer()), align=8)
+        store(builder, [loaded], target, LINE, streaming)
+        return context.get_dummy_value()
+
+    return types.void(source, target, streaming), build
+
+
+def constant(row, start, stop):
+    """The kernel that writes the same bytes to all elements: those at PARAMETERS, a cache line of them."""
+    size, source, streaming = word(row, SIZE), word(row, PARAMETERS), word(row, STREAMING)
+    target, end = word(row, ADDRESS) + start * size, word(row, ADDRESS) + stop * size
+    while target < end and target % LINE != 0:
+        copy_bytes(target, source, size)
+        target += size
+    while target + LINE <= end:
+        store_line(source, target, streaming)
+        target += LINE
+    while target < end:
+        copy_bytes(target, source, size)
+        target += size
+    if streaming:
+        fence()
+
+
+def turned_kernel(kind: str, dtype: torch.dtype, form: Form, numbers_at: Any) -> Callable[..., None]:
     """Many runs side by side, for runs that lie closer together than their elements: a transposed matrix.
 
-    Written run by run, each element would fetch its cache line anew (10 against 0.4 ns an element, uniform float32,
-    4096 x 4096). A call fills whole runs, in windows of a block's length. The scratch keeps two blocks of each run, as
-    a window lies in two unless the run begins where a block does.
+    Written run by run, each element would fetch its cache line anew (10 against 0.4 ns an element, 4096 x 4096).
+    A call fills whole runs, in windows of a block's length. The scratch keeps two blocks of each run, as a window
+    lies in two unless the run begins where a block does.
     """
     write_block = block_writer(kind, dtype, COLUMNS)
     block_elements, size = block_size(width_of(kind, dtype)), dtype.itemsize
     # As many runs as a cache line has elements, unless a block has fewer (of one byte each, from 64 bits each).
     side_by_side, block_bytes = min(LINE // size, block_elements), block_elements * size
-    scratch_bytes, list_bytes = side_by_side * 2 * block_bytes, side_by_side * 8
+    windows, list_bytes = side_by_side * 2 * block_bytes, side_by_side * 8
 
-    def kernel(address, first, length, start, stop, stride, outer, table, seed, stream_id, streaming, parameters):
-        spare, rows = scratch(scratch_bytes), scratch(list_bytes)
-        innermost = table + 24 * (outer - 1)
-        runs, step, across = load_int64(innermost), load_int64(innermost + 8), load_int64(innermost + 16)
+    def kernel(row, start, stop):
+        address, first, length, stride, outer, table, seed, stream_id, streaming = place_in_memory(row)
+        parameters, spare, rows = numbers_at(row), scratch(windows), scratch(list_bytes)
+        runs, step, across = dimension_of(table, outer - 1)
         run = start // length
         while run < stop // length:
             index, target, along = place_of(run, outer, table)
-            index, target = index + first, target + address
             count = min(side_by_side, stop // length - run, runs - along)
             for begin in range(0, length, block_elements):
                 width = min(block_elements, length - begin)
                 for k in range(count):
-                    here = index + k * step + begin
+                    here = first + index + k * step + begin
                     block = here // block_elements
                     skip = here - block * block_elements  # the same in all windows of a run
                     window = spare + k * 2 * block_bytes
@@ -234,7 +309,7 @@ def turned_kernel(kind: str, dtype: torch.dtype) -> Callable[..., None]:
                     while drawn * block_elements < skip + width:
                         write_block(window + drawn * block_bytes, block + drawn, seed, stream_id, 0, parameters)
                         drawn += 1
-                place = target + begin * stride
+                place = address + target + begin * stride
                 if across == size and count == side_by_side and width == block_elements:
                     around = streaming if place % LINE == 0 and stride % LINE == 0 else 0
                     for offset in range(0, block_elements, side_by_side):

@@ -1,7 +1,8 @@
-"""Object code to functions that Python can call, by LLVM's run-time linker alone: without Numba, in a millisecond.
+"""Object code to addresses, and to functions that Python can call, by LLVM's run-time linker alone: without Numba, in a
+millisecond.
 
-A kernel's entry is written in CPython's own calling convention and becomes a built-in function, which starts to draw
-after 0.06 us; Numba's dispatcher takes 0.33.
+An entry is written in CPython's own calling convention and becomes a built-in function, which starts to draw after
+0.06 us; Numba's dispatcher takes 0.33.
 """
 
 from __future__ import annotations
@@ -68,10 +69,10 @@ if hasattr(os, "register_at_fork"):
 
 # --- loading -----------------------------------------------------------------------------------
 
-# What the entries call of Python: the one place that lists it; `compiling` knows the types.
+# What compiled code calls of Python: the one place that lists it; `compile` and `team` know the types.
 C_API = (
-    "PyLong_AsUnsignedLongLongMask", "PyFloat_AsDouble", "PyTuple_Size", "PyTuple_GetItem", "PyErr_Occurred",
-    "PyErr_BadArgument", "PyEval_SaveThread", "PyEval_RestoreThread", "Py_IncRef",
+    "PyLong_AsUnsignedLongLongMask", "PyErr_Occurred", "PyErr_BadArgument", "PyEval_SaveThread", "PyEval_RestoreThread",
+    "Py_IncRef", "PyThread_acquire_lock", "PyThread_acquire_lock_timed", "PyThread_release_lock",
 )  # fmt: skip
 METH_FASTCALL = 0x80
 _new_function = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p)(
@@ -111,19 +112,25 @@ def new_engine() -> Any:
     return engine
 
 
-def load(object_code: bytes, name: str) -> Callable[..., None]:
-    """The kernel `name`, as a built-in function.
+def load(object_code: bytes, name: str) -> int:
+    """The address of the function `name`.
 
-    LLVM ends the process where the code is damaged or calls what it cannot find; see `cache.read` and `compile_kernel`.
+    LLVM ends the process where the code is damaged or calls what it cannot find; see `cache.read` and `compile`.
     """
     with loading:
         engine = new_engine()
         engine.add_object_file(binding.ObjectFileRef.from_data(object_code))
         engine.finalize_object()
-        address = engine.get_function_address(symbol(name))
+        address: int = engine.get_function_address(symbol(name))
     if not address:
         raise ValueError(f"the object code has no {symbol(name)}")
+    _kept.append(engine)
+    return address
+
+
+def built_in(address: int, name: str) -> Callable[..., None]:
+    """An entry as a function that Python calls."""
     definition = MethodDefinition(name.encode(), address, METH_FASTCALL, None)
-    _kept.append((engine, definition))
+    _kept.append(definition)
     function: Callable[..., None] = _new_function(ctypes.addressof(definition), None, None)
     return function

@@ -18,7 +18,20 @@ from numba.extending import intrinsic, register_jitable
 from ..contract import COLUMNS
 from .blocks import store, words_of
 from .forms import Form
-from .loops import load_int64, scratch, store_int64
+from .loops import load_int64, scratch, store_int64, word
+from .rows import (
+    ADDRESS,
+    BITS,
+    BOUNDS,
+    ENTRIES,
+    LENGTH,
+    NUMBER,
+    SAMPLES,
+    SEED,
+    SPARE,
+    STREAM_ID,
+    SUMS,
+)  # fmt: skip
 from .simd import join
 
 BLOCK = 2 * COLUMNS  # words that sixteen counters draw
@@ -88,40 +101,54 @@ def follows(a, b, spare, seed, stream_id):
     return first > second or (first == second and a > b)
 
 
-def count(counts, first, length, start, stop, bits, outer, entries, seed, stream_id, streaming, parameters):
-    """How many of the numbers in [start, stop) go to each of 2^bits buckets, added to `counts`."""
+def count(row, start, stop):
+    """How many of a slice's numbers go to each of 2^BITS buckets, added to the counts at ADDRESS.
+
+    The slice is never cut: it begins with NUMBER, which is a block's first.
+    """
+    counts, first, seed, stream_id = word(row, ADDRESS), word(row, NUMBER), word(row, SEED), word(row, STREAM_ID)
     spare = scratch(BLOCK_BYTES)
-    shift = np.uint64(63 - bits)  # and once more, as no word can be shifted by all its bits
-    for block in range(start // BLOCK, -(-stop // BLOCK)):
+    shift = np.uint64(63 - word(row, BITS))  # and once more, as no word can be shifted by all its bits
+    for block in range(first // BLOCK, -(-(first + stop) // BLOCK)):
         draw_words(spare, block, seed, stream_id)
-        for k in range(min(BLOCK, stop - block * BLOCK)):
+        for k in range(min(BLOCK, first + stop - block * BLOCK)):
             place = counts + 8 * np.int64(load_word(spare + 8 * k) >> shift >> ONE)
             store_int64(load_int64(place) + 1, place)
 
 
-def scatter(places, first, length, start, stop, bits, outer, entries, seed, stream_id, streaming, parameters):
-    """Write the numbers in [start, stop) to their buckets, each of which goes on at `places`."""
+def scatter(row, start, stop):
+    """Write a slice's numbers as entries to their buckets, each of which goes on where the table at ADDRESS says.
+
+    For the slice see `count`.
+    """
+    places, first, seed, stream_id = word(row, ADDRESS), word(row, NUMBER), word(row, SEED), word(row, STREAM_ID)
+    entries, bits = word(row, ENTRIES), word(row, BITS)
     spare = scratch(BLOCK_BYTES)
     shift, used = np.uint64(63 - bits), np.uint64(bits)
-    for block in range(start // BLOCK, -(-stop // BLOCK)):
+    for block in range(first // BLOCK, -(-(first + stop) // BLOCK)):
         draw_words(spare, block, seed, stream_id)
-        for k in range(min(BLOCK, stop - block * BLOCK)):
-            word = load_word(spare + 8 * k)
-            place = places + 8 * np.int64(word >> shift >> ONE)
+        for k in range(min(BLOCK, first + stop - block * BLOCK)):
+            drawn = load_word(spare + 8 * k)
+            place = places + 8 * np.int64(drawn >> shift >> ONE)
             at = load_int64(place)
             store_int64(at + 1, place)
-            store_int64(np.int64((word << used) & HALF_MASK | np.uint64(block * BLOCK + k)), entries + 8 * at)
+            store_int64(np.int64((drawn << used) & HALF_MASK | np.uint64(block * BLOCK + k)), entries + 8 * at)
 
 
-def settle(out, bucket, last, start, stop, bits, bounds, entries, seed, stream_id, spare, parameters):
-    """Order the buckets from number `bucket` up to `last`, whose entries are [start, stop), and write their numbers.
+def settle(row, start, stop):
+    """Order as many buckets as the row says, from number NUMBER on, and write their numbers.
 
-    `bounds` lists where buckets begin, and end; at `spare` there is room for the greatest one, and for 2^bits counts.
-    Entries may lie where the numbers are written: a bucket is in the spare room before one of its numbers is written.
+    BOUNDS lists where buckets begin, and end; at SPARE there is room for the greatest one, and for 2^BITS counts: no
+    thread shares it. Entries may lie where the numbers are written, at ADDRESS: a bucket is in the spare room before
+    one of its numbers is written.
     """
+    out, bounds, entries, bits = word(row, ADDRESS), word(row, BOUNDS), word(row, ENTRIES), word(row, BITS)
+    seed, stream_id, spare = word(row, SEED), word(row, STREAM_ID), word(row, SPARE)
     words = scratch(BLOCK_BYTES)
     counts, ordered = spare, spare + (4 << bits)
     shift = np.uint64(63 - bits)
+    bucket = word(row, NUMBER) + start
+    last = bucket + stop - start
     while bucket < last:
         begin, end = load_int64(bounds + 8 * bucket), load_int64(bounds + 8 * bucket + 8)
         for pair in range(1 << bits >> 1):
@@ -153,20 +180,22 @@ def settle(out, bucket, last, start, stop, bits, bounds, entries, seed, stream_i
         bucket += 1
 
 
-def choose(out, first, length, start, stop, samples, outer, sums, seed, stream_id, streaming, parameters):
-    """For each of the words in [start, stop) the place that its share of the total has among its row's `length` sums.
+def choose(row, start, stop):
+    """For each of the words in [start, stop) the place that its share of the total has among its own LENGTH sums.
 
-    That is the number of sums that are at most floor(word * total / 2^64); the last sum is the total. A row has so many
-    `samples`.
+    That is the number of sums that are at most floor(word * total / 2^64); the last sum is the total. Each group of
+    SAMPLES words has sums of its own, which lie at SUMS one behind the other; numbers are written to ADDRESS.
     """
+    out, length, samples, sums = word(row, ADDRESS), word(row, LENGTH), word(row, SAMPLES), word(row, SUMS)
+    seed, stream_id = word(row, SEED), word(row, STREAM_ID)
     spare = scratch(BLOCK_BYTES)
     kept = -1  # the block whose words the scratch holds: short rows share one
     position = start
     while position < stop:
-        row = position // samples
-        own = sums + 8 * length * row
+        group = position // samples
+        own = sums + 8 * length * group
         total = load_word(own + 8 * length - 8)
-        until = min(stop, (row + 1) * samples)
+        until = min(stop, (group + 1) * samples)
         while position < until:
             block = position // BLOCK
             if block != kept:
@@ -184,6 +213,6 @@ def choose(out, first, length, start, stop, samples, outer, sums, seed, stream_i
 
 
 def step_kernel(step: Form) -> Callable[..., None]:
-    """The Python source of one of `forms.STEPS`, with the arguments of all kernels; still to be compiled."""
+    """The Python source of one of `forms.STEPS`, still to be compiled."""
     source: Callable[..., None] = {"count": count, "scatter": scatter, "settle": settle, "choose": choose}[step]
     return source
