@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import cases
+from . import cases, cold
 from .cases import Case
 from .making import MADE
 
@@ -132,6 +132,24 @@ def others() -> Iterator[Floor]:
         yield Floor(replace(sparse, shape=shape), (torchs(1.0, 0.5),))
 
 
-FLOORS = (*large(), *small(), *samplers(), *made(), *others())
+def many() -> Iterator[Floor]:
+    """Real models: many tensors, cold memory, one call each, or in one batch."""
+    yield Floor(cold.parameters(), (torchs(9, 2.5),))
+    yield Floor(cold.parameters(together=True), (torchs(13, 2.5),))
+    targets = {"uniform_": (6, 7, 9, 11), "normal_": (5, 7, 10, 13)}
+    for function, least in targets.items():
+        for exponent, target in zip((16, 18, 20, 22), least, strict=True):
+            yield Floor(cold.ring(function, exponent), (torchs(target, 1.5),), ci=exponent == 18)
+    for function in targets:
+        for exponent, most in ((14, 2.0), (16, 1.2), (18, 1.2), (20, 1.2), (22, 1.2)):
+            one = Bound("one", most, 3 * most, faster=False)
+            yield Floor(cold.ring(function, exponent, together=True), (one,), ci=exponent == 18)
+    yield Floor(cold.small(), (torchs(3, 1.0),))
+    yield Floor(cold.hot("normal_", 18), (Bound("alone", 1.6, 0.7, faster=True),))
+    yield Floor(cold.model_in_batch(), (torchs(10, 1.2), fills(0.6, 2.6)))
+    yield Floor(cold.limit("uniform_"), (Bound("stores", 2.2, 5, faster=False),))
+
+
+FLOORS = (*large(), *small(), *samplers(), *made(), *others(), *many())
 # Milliseconds from `import fastinit`, torch being imported, to the first tensor, with the kernels on disk already.
 FIRST_USE, FIRST_USE_ROUGH, FIRST_USE_WISH = 600.0, 2000.0, 150.0

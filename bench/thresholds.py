@@ -1,17 +1,21 @@
 """Where the CPU engine's thresholds come from: `python -m bench.thresholds`.
 
-For sizes around each threshold, a fill below it and above it, interleaved; medians, so only the ratios count. A
-threshold belongs where the ratio passes 1.
+For sizes around each threshold, a fill below it and above it, in turns; medians, so only the ratios count. Hot: one
+tensor again and again, which the caches hold if they can. Cold: tensors one after the other, 256 MiB of them. A
+threshold belongs where the ratio passes 1; where hot and cold disagree, cold wins down to what the L2 cache holds,
+because a model's tensors are cold.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import torch
 
 from fastinit.kernels.contract import Draw
-from fastinit.kernels.cpu import engine as cpu
+from fastinit.kernels.cpu import jobs
+from fastinit.kernels.cpu.engine import CpuEngine
 from fastinit.laws import Normal, Uniform
 
 from .timing import medians
@@ -19,54 +23,54 @@ from .timing import medians
 NORMAL = Draw(*Normal(0.0, 1.0).parameters(torch.float32), 1, 1)
 UNIFORM = Draw(*Uniform(0.0, 1.0).parameters(torch.float32), 1, 1)
 NEVER = 1 << 62
+COLD = 256 << 20  # bytes, more than caches hold
 
 
-def filler(out: torch.Tensor, draw: Draw, **thresholds: int) -> Callable[[], None]:
-    """A fill of `out` with some of the engine's thresholds replaced."""
-    engine = cpu.CpuEngine()
+def filler(draw: Draw, size: int, cold: bool, alone: int, streaming_from: int) -> Callable[[], None]:
+    """Fills of tensors of so many bytes, by one thread up to `alone` elements."""
+    count, plan = size // 4, jobs.plan(draw, torch.float32)._replace(alone=alone)
+    tensors = [torch.zeros(count) for _ in range(max(COLD // size, 2) if cold else 1)]
+    addresses = itertools.cycle([tensor.data_ptr() for tensor in tensors])
 
-    def fill() -> None:
-        before = {name: getattr(cpu, name) for name in thresholds}
-        for name, value in thresholds.items():
-            setattr(cpu, name, value)
+    def fill(kept: object = tensors) -> None:
+        before, jobs.STREAMING_FROM = jobs.STREAMING_FROM, streaming_from
         try:
-            engine.fill(out, draw, 0, None)
+            plan.draw(next(addresses), count, 1, 1)
         finally:
-            for name, value in before.items():
-                setattr(cpu, name, value)
+            jobs.STREAMING_FROM = before
 
     return fill
 
 
-def row(label: str, first: float, second: float) -> None:
-    print(f"{label:>12}  {first * 1e6:10.1f} us  {second * 1e6:10.1f} us  {first / second:6.2f}x")
+def compare(title: str, sizes: range, first: tuple[int, int], second: tuple[int, int]) -> None:
+    """Two ways to fill, as `filler` takes them."""
+    print(f"\n{title}")
+    for cold, draw, shift in itertools.product((False, True), (UNIFORM, NORMAL), sizes):
+        size = 1 << shift
+        one, other = medians(filler(draw, size, cold, *first), filler(draw, size, cold, *second))
+        where = "cold" if cold else "hot"
+        print(f"{where:>5} {draw.kind:8} 2^{shift} B  {one * 1e6:9.1f} us  {other * 1e6:9.1f} us  {one / other:5.2f}x")
+
+
+def fresh(size: int, threshold: int) -> Callable[[], None]:
+    def fill() -> None:
+        before, jobs.HUGE_PAGES_FROM = jobs.HUGE_PAGES_FROM, threshold
+        try:
+            CpuEngine().fill(torch.empty(size // 4), UNIFORM, 0, None)
+        finally:
+            jobs.HUGE_PAGES_FROM = before
+
+    return fill
 
 
 def main() -> None:
     print(f"threads: {torch.get_num_threads()}")
-    print("\nTHREADS_FROM: one thread, all threads")
-    for draw in (UNIFORM, NORMAL):
-        for shift in range(16, 24):
-            out = torch.empty((1 << shift) // 4)
-            one, all_ = medians(filler(out, draw, THREADS_FROM=NEVER), filler(out, draw, THREADS_FROM=0))
-            row(f"{draw.kind} 2^{shift} B", one, all_)
-    print("\nSTREAMING_FROM: stores through the cache, around it")
-    for shift in range(20, 30):
-        out = torch.empty((1 << shift) // 4)
-        variants = (
-            filler(out, UNIFORM, THREADS_FROM=0, STREAMING_FROM=NEVER),
-            filler(out, UNIFORM, THREADS_FROM=0, STREAMING_FROM=0),
-        )
-        through, around = medians(*variants)
-        row(f"2^{shift} B", through, around)
+    compare("THREADS_FROM: one thread, all threads", range(14, 23), (NEVER, NEVER), (0, NEVER))
+    compare("STREAMING_FROM: stores through the cache, around it", range(17, 25), (0, NEVER), (0, 0))
     print("\nHUGE_PAGES_FROM: fresh memory without advice, with advice")
-    for shift in range(21, 30, 2):
-
-        def fresh(threshold: int, count: int = (1 << shift) // 4) -> Callable[[], None]:
-            return lambda: filler(torch.empty(count), UNIFORM, HUGE_PAGES_FROM=threshold)()
-
-        without, advised = medians(fresh(NEVER), fresh(0))
-        row(f"2^{shift} B", without, advised)
+    for shift in range(21, 29):
+        without, advised = medians(fresh(1 << shift, NEVER), fresh(1 << shift, 0))
+        print(f"2^{shift} B  {without * 1e6:9.1f} us  {advised * 1e6:9.1f} us  {without / advised:5.2f}x")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 timing, cases, peers = benches.load("timing"), benches.load("cases"), benches.load("peers")
+cold = benches.load("cold")
 floors, guard, report = benches.load("floors"), benches.load("guard"), benches.load("report")
 
 
@@ -223,7 +224,7 @@ def test_the_exit_status_tells(monkeypatch, capsys, times, status):
     assert guard.main(["--only", r"float32 2\^26|columns"]) == status
     words = capsys.readouterr().out
     rows = [line for line in words.splitlines() if line.startswith("│")]
-    assert len(rows) == 22
+    assert len(rows) == 23
     assert all(("missed" in row) == bool(status) for row in rows)
 
 
@@ -339,3 +340,32 @@ def test_the_suite_runs(tmp_path):
         assert row["extra_info"]["ns_an_element"] == pytest.approx(row["stats"]["median"] * 1e9 / 16)
         assert row["extra_info"]["bytes_a_second"] == pytest.approx(64 / row["stats"]["median"])
     assert done.stdout.index("1_fastinit") < done.stdout.index("2_torch") < done.stdout.index("3_fill_")
+
+
+# --- many tensors ----------------------------------------------------------------------------------
+
+
+MANY = [cold.ring("uniform_", 12), cold.ring("normal_", 12, together=True), cold.small(50), cold.hot("normal_", 12),
+        cold.limit("uniform_", 12)]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MANY, ids=lambda case: case.name)
+def test_cases_of_many_tensors_write_all_of_them(case, monkeypatch):
+    """What is timed fills each tensor, whoever does it; drawn from one seed, in a batch or not, to the same bits."""
+    monkeypatch.setattr(cold, "COLD", 1 << 18)
+    made = []
+    right = type(case).tensors if isinstance(case, cold.Ring) else type(case).tensor
+    monkeypatch.setattr(type(case), right.__name__, lambda self: made.append(right(self)) or made[-1])
+    calls = case.calls()
+    assert calls.keys() >= set(case.contenders)
+    tensors = made[-1] if isinstance(case, cold.Ring) else [made[-1]]
+    for name in set(case.contenders) - {"one"}:
+        for tensor in tensors:
+            tensor.fill_(7.0)
+        calls[name]()
+        assert all((tensor != 7).float().mean() > 0.9 for tensor in tensors), name
+
+
+def test_names_of_all_rows_differ():
+    names = [floor.case.name for floor in floors.FLOORS]
+    assert len(names) == len(set(names))
