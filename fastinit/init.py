@@ -21,7 +21,7 @@ import torch
 from torch import Generator
 
 from .drawing import originals
-from .drawing.batch import is_open
+from .drawing.batch import is_open, settle
 from .drawing.fill import fill
 from .drawing.originals import call, torch_init
 from .drawing.regions import Shard, Target, local_of
@@ -116,6 +116,7 @@ def constant_(tensor: T, val: Any) -> T:
     A list or array fills in row-major order, and its last value whatever is left, as TensorFlow's
     `constant_initializer` does. Raises `ValueError` where there are more values than elements, or none.
     """
+    settle(val)
     several = isinstance(val, (list, tuple)) or (isinstance(val, (np.ndarray, torch.Tensor)) and val.ndim > 0)
     if not several or decided_by_others("constant_", tensor):
         return _filled("constant_", tensor, val, val)
@@ -228,6 +229,7 @@ def orthogonal_(
     that of its rows: torch's is the first, JAX's the last (-1).
     """
     by = way(tensor, generator, fast, stream, "orthogonal_")
+    settle(tensor, gain)
     turned = columns_first(tensor, column_axis) if column_axis else tensor
     if by is not TORCH and tensor.ndimension() > 1:
         draw_whole("orthogonal_", by, turned, (gain,), generator, stream)
@@ -320,8 +322,16 @@ def _no_grad_trunc_normal_(
     return trunc_normal_(tensor, mean, std, a, b, generator)
 
 
-_no_grad_fill_ = originals.obedient(torch_init._no_grad_fill_)
-_no_grad_zero_ = originals.obedient(torch_init._no_grad_zero_)
+@originals.obedient
+def _no_grad_fill_(tensor: T, val: Any) -> T:
+    settle(tensor, val)
+    return torch_init._no_grad_fill_(tensor, val)  # type: ignore[no-any-return]
+
+
+@originals.obedient
+def _no_grad_zero_(tensor: T) -> T:
+    settle(tensor)
+    return torch_init._no_grad_zero_(tensor)  # type: ignore[no-any-return]
 
 
 uniform = _make_deprecate(uniform_)

@@ -16,7 +16,7 @@ import torch
 from torch import Generator, Tensor
 
 from .drawing import flags
-from .drawing.batch import at_once
+from .drawing.batch import at_once, settle
 from .drawing.route import COMPILED, TORCH, way
 from .drawing.streams import Stream
 from .drawing.torch_private import in_graph
@@ -46,6 +46,7 @@ class Call(NamedTuple):
     def result(self, generator: Generator | None, fast: bool | None, stream: Stream | None, reason: str = "") -> Tensor:
         """What torch makes of it, or its error; `RuntimeError` where the result was not to be torch's."""
         function = getattr(torch, self.name)
+        settle(*self.arguments, *self.options.values())
         if (flags.default if fast is None else fast) or stream is not None:
             self.check()
             why = f" ({reason})" if reason else ""
@@ -85,6 +86,7 @@ def made(
 ) -> Tensor:
     """`out` filled by an in-place sampler, or what torch makes of the call."""
     torchs = functools.partial(call.result, generator, fast, stream)
+    settle(out)
     if out.dtype not in DTYPES.get(sampler, FORMATS) or (out.requires_grad and call.options.get("out") is not None):
         return torchs(f"in {name_of(out.dtype)}")
     return at_once(serve, sampler, out, numbers, generator, fast, stream, elsewhere=Elsewhere(None, torchs))
@@ -209,6 +211,7 @@ def normal(
     Two numbers take a `size`. Tensors broadcast with each other, and the result has the mean's dtype, or the standard
     deviation's where the mean is a number. Reads all standard deviations first, for torch's error for negative ones.
     """
+    settle(mean, std, options.get("out"))
     numbers = tuple(number if isinstance(number, Tensor) else as_float(number) for number in (mean, std))
     tensors = [number for number in numbers if isinstance(number, Tensor)]
     sizes = () if size is None else (size,)
@@ -252,6 +255,7 @@ def bernoulli(
     stream: Stream | None = None,
 ) -> Tensor:
     """1 with the probability that stands in `input`, else 0, as `torch.bernoulli`; with p in every place, if given."""
+    settle(input, p, out)
     options = {} if out is None else {"out": out}
     call = Call("bernoulli", (input,) if p is None else (input, p), options)
     torchs = functools.partial(call.result, generator, fast, stream)
@@ -292,6 +296,7 @@ def randperm(
     order = permutation(n, out.device, generator, stream, by is COMPILED)
     if out.dtype is torch.int64 and options.keys() <= {"dtype", "device"}:
         return order
+    settle(out)
     with torch.no_grad():
         return out.copy_(order)
 
@@ -322,6 +327,7 @@ def multinomial(
     compared in float64. Where fewer than `num_samples` have a weight, those of weight 0 come last, in their order.
     """
     samples = as_whole(num_samples)
+    settle(input, out)
     options = {} if out is None else {"out": out}
     torchs = functools.partial(
         Call("multinomial", (input, samples, replacement), options).result, generator, fast, stream

@@ -118,12 +118,44 @@ class WordEngine(Engine, Protocol):
         """
 
 
+class Job(Protocol):
+    """Fills that are done together, with the outcome that they would have one after the other."""
+
+    def add_fill(
+        self,
+        out: torch.Tensor,
+        draw: Draw,
+        first: int,
+        steps: Sequence[int] | None,
+        owner: torch.Tensor | None = None,
+    ) -> None:
+        """What `Engine.fill` writes. Raises `KernelMissing`."""
+
+    def add_plan(self, plan: Any, out: torch.Tensor, address: int, count: int, seed: int, stream_id: int) -> None:
+        """A fill by what the engine has planned for a call like this one."""
+
+    def add_constant(self, out: torch.Tensor, element: bytes) -> None:
+        """Each element of a contiguous tensor becomes these bytes. Raises `KernelMissing`."""
+
+    def tensors(self) -> list[torch.Tensor]:
+        """What is to be written."""
+
+    def touches(self, tensor: torch.Tensor) -> bool:
+        """Whether any of it lies in memory that this tensor reaches over."""
+
+    def check(self) -> None:
+        """Raise `RuntimeError` where a tensor has got other memory since."""
+
+    def do(self) -> None:
+        """Write all of it."""
+
+
 @runtime_checkable
 class JobEngine(Engine, Protocol):
     """An engine that can put fills off, to do many of them together."""
 
-    def job(self) -> Any:
-        """A new `cpu.jobs.Job`, to which fills are added."""
+    def job(self) -> Job:
+        """A new one. Raises `KernelMissing`."""
 
 
 class SettingUp(threading.local):

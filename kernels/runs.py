@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 
 def row_major(shape: Sequence[int]) -> tuple[int, ...]:
@@ -96,3 +97,17 @@ def is_dense(tensor: torch.Tensor) -> bool:
 def in_a_row(tensor: torch.Tensor) -> torch.Tensor:
     """A dense tensor in one dimension, without a copy."""
     return tensor.as_strided((tensor.numel(),), (0,)) if is_shared(tensor) else tensor.view(-1)
+
+
+def extent(tensor: Tensor) -> tuple[int, int]:
+    """Where the memory that a tensor reaches over begins, and where it ends."""
+    start, reach = tensor.data_ptr(), 1
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        reach += (size - 1) * stride
+    return start, start + reach * tensor.element_size()
+
+
+def overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether the memory that two tensors reach over has bytes in common."""
+    (start, end), (other, other_end) = extent(a), extent(b)
+    return start < other_end and other < end

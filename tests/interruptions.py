@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from types import ModuleType
 
 POINT = ast.parse("_point()").body[0]
+PATIENCE = 20  # seconds after which a deadlock is one
 LEAVING = (ast.Return, ast.Raise, ast.Break, ast.Continue)
 
 
@@ -70,3 +71,21 @@ class Interrupter:
             if number in self.at:
                 self.raised += 1
                 self.interrupt(number)
+
+
+def in_time(body) -> None:
+    """Run `body` in a thread that may hang, and fail if it does."""
+    problems: list[BaseException] = []
+
+    def guarded() -> None:
+        try:
+            body()
+        except BaseException as problem:
+            problems.append(problem)
+
+    thread = threading.Thread(target=guarded, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    assert not thread.is_alive(), "a deadlock"
+    if problems:
+        raise problems[0]

@@ -236,7 +236,7 @@ def test_doctor_tells_what_is_there(capsys):
         r"kernels' vectors +.*(bits|SVE).*, read in the assembly",
         rf"threads +{torch.get_num_threads()} used by torch",
         r"kernel cache +.*: \d+ kernels, [\d,]+ bytes", r"new kernels +kept in ", r"executable memory +allowed",
-        rf"kernels +\d+ of {len(engines.every_kernel())} on disk; a model of .* takes 7",
+        rf"kernels +\d+ of {len(engines.every_kernel())} on disk; a model of .* takes 8",
         r"FASTINIT +not set",
     ):  # fmt: skip
         assert re.search(words, shown), words

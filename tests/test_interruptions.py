@@ -18,12 +18,11 @@ import weakref
 
 import pytest
 from common import fresh_python, python
-from interruptions import Interrupter, instrumented
+from interruptions import PATIENCE, Interrupter, in_time, instrumented
 
 from fastinit.kernels.cpu import pool as threads
 
 PIECES, THREADS, WORK = 4, 3, 0.0005  # seconds a piece
-PATIENCE = 20  # seconds after which a deadlock is one
 
 
 class Memory:
@@ -106,24 +105,6 @@ def test_every_pair_of_interruptions_leaves_no_late_write():
 
 
 # --- fills inside fills --------------------------------------------------------------------------
-
-
-def in_time(body) -> None:
-    """Run `body` in a thread that may hang, and fail if it does."""
-    problems: list[BaseException] = []
-
-    def guarded() -> None:
-        try:
-            body()
-        except BaseException as problem:
-            problems.append(problem)
-
-    thread = threading.Thread(target=guarded, daemon=True)
-    thread.start()
-    thread.join(PATIENCE)
-    assert not thread.is_alive(), "a deadlock"
-    if problems:
-        raise problems[0]
 
 
 class Nested(Interrupter):

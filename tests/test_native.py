@@ -360,7 +360,8 @@ DEFAULT = """
 import torch, fastinit
 from torch import nn
 torch.set_num_threads(2)
-model = nn.Sequential(nn.Linear(9, 9), nn.Conv2d(3, 4, 3), nn.Embedding(9, 9), nn.TransformerEncoderLayer(8, 2))
+layers = nn.TransformerEncoderLayer(8, 2), nn.TransformerEncoderLayer(8, 2)
+model = nn.Sequential(nn.Linear(9, 9), nn.Conv2d(3, 4, 3), nn.Embedding(9, 9), *layers)
 names = ("kaiming_uniform_", "uniform_", "normal_", "xavier_uniform_", "xavier_normal_")
 for name in names:
     setattr(torch.nn.init, name, getattr(fastinit, name))

@@ -251,7 +251,7 @@ def test_fewer_threads_than_asked_for_are_enough(monkeypatch):
 # JAX's, in every process that collects tests/test_jax.py; the child uses no JAX.
 @pytest.mark.filterwarnings("ignore:os.fork.. was called.*JAX is multithreaded:RuntimeWarning")
 def test_a_forked_child_draws(two_threads):
-    """The pool's threads do not live in the child; it makes its own.
+    """Helpers do not live in the child; it makes its own.
 
     Compared without torch, whose OpenMP threads hang in a forked child.
     """

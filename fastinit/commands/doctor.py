@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 # Of the CPU engine's kernels; a test checks it.
-DEFAULT_MODEL = "a model of torch's layers in float32 takes 7: uniform, normal, words as a check, and what calls them"
+DEFAULT_MODEL = "a model of torch's layers in float32 takes 8: uniform, normal, words as a check, and what calls them"
 # What of a processor's features the kernels can tell apart, by LLVM's names.
 FEATURES = ("sse4.2", "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512vl", "neon", "sve")
 # Vector registers by their names in assembly, the widest first; the last two are those of ARM.

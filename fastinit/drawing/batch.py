@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import weakref
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from types import TracebackType
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from ..kernels.contract import Draw, Engine, JobEngine, KernelMissing
-from .regions import Target, local_of
+from ..kernels.contract import Draw, Engine, Job, JobEngine, KernelMissing
+from .regions import Shard
+from .torch_private import in_graph, increment_version
 
 if TYPE_CHECKING:
-    from ..kernels.cpu.jobs import Job, Plan
+    from ..kernels.cpu.jobs import Plan
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -26,118 +31,136 @@ class batch:  # noqa: N801: what users write
     Calls are checked, routed and given their numbers one by one, in order: errors, generators and bits are those of
     calls without the block. A tensor that is drawn twice as a whole is drawn once. Memory is written at the end of the
     block, or before another call of fastinit's needs what is pending there. Whatever else reads or writes it within the
-    block finds it as it was: that is the caller's to avoid. At once is drawn what returns a new tensor
+    block may find it as it was: that is the caller's to avoid. Drawn at once: what returns a new tensor
     (`fastinit.random`, initialisers as values), `orthogonal_`, `sparse_` and the like, parameters by element, GPUs'
     tensors, and what torch serves.
 
     Where an exception leaves the block, what is pending is not drawn. A block inside another one draws what is pending
-    when it ends. Other threads are not concerned. Raises `RuntimeError` when it ends, before anything is drawn, where a
-    tensor has got other memory since (`module.to(...)`).
+    when it ends. Other threads are not concerned. Where a tensor has got other memory since (`module.to(...)`), a
+    `RuntimeError` comes when it is to be written, at the latest at the end, and nothing that is pending is drawn.
+    Raises `RuntimeError` where the same object is entered twice at a time.
     """
 
     def __init__(self) -> None:
+        self.over = True
+        self.thread = 0
+        self.around: tuple[weakref.ref[batch], ...] = ()
         self.jobs: list[Job] = []  # one, once something is pending
 
     def __enter__(self) -> None:
-        global open_blocks
-        with _lock:
-            open_blocks += 1
-        _mine.blocks.append(self)
+        if not self.over:
+            raise RuntimeError("this batch is open already: make another one")
+        self.jobs, self.thread, self.around = [], threading.get_ident(), blocks.get()
+        self.over = False
+        # Weakly: should an interruption come before the with-statement holds the block, it is gone, and not open.
+        blocks.set((*self.around, weakref.ref(self)))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        global open_blocks
+        self.over = True
+        if (found := blocks.get()) and found[-1]() is self:  # not in another thread
+            blocks.set(self.around)
         try:
             if kind is None:
-                draw_pending()
+                draw([*opened(self.around), self])
         finally:
-            self.jobs.clear()
-            with contextlib.suppress(ValueError):  # another thread's
-                _mine.blocks.remove(self)
-            with _lock:
-                open_blocks -= 1
+            self.jobs = []
 
 
-class _Mine(threading.local):
-    def __init__(self) -> None:
-        self.blocks: list[batch] = []  # this thread's open ones, the innermost last
+# The open blocks, the innermost last; some may be over.
+blocks: ContextVar[tuple[weakref.ref[batch], ...]] = ContextVar("fastinit.batch", default=())
 
 
-_mine = _Mine()
-_lock = threading.Lock()
-open_blocks = 0  # of all threads: while there are none, no thread need look for its own
+def opened(found: tuple[weakref.ref[batch], ...]) -> list[batch]:
+    """Those of these blocks that are open in this thread."""
+    thread = threading.get_ident()
+    mine = (block for ref in found if (block := ref()) is not None)
+    return [block for block in mine if not block.over and block.thread == thread]
 
 
 def is_open() -> bool:
-    """Whether calls of this thread are in a block."""
-    return open_blocks > 0 and bool(_mine.blocks)
+    """Whether calls are in a block."""
+    return not in_graph() and bool(blocks.get()) and bool(opened(blocks.get()))
 
 
-def pending(engine: JobEngine | None = None) -> Job:
-    """The job of the innermost block, made by this engine if there is none yet."""
-    jobs = _mine.blocks[-1].jobs
+def pending(engine: JobEngine | Plan) -> Job | None:
+    """The job of the innermost block, of this engine's kind; None outside of blocks. Raises `KernelMissing`."""
+    if not (open_here := opened(blocks.get())):
+        return None
+    jobs = open_here[-1].jobs
     if not jobs:
-        if engine is None:
-            from ..kernels.cpu.jobs import Job
-
-            jobs.append(Job())
-        else:
-            jobs.append(engine.job())
+        jobs.append(engine.job())
     return jobs[0]
 
 
 def fill(plan: Plan, tensor: Tensor, address: int, count: int, seed: int, stream_id: int) -> None:
     """A fill by a plan, of a contiguous tensor: at the end of the block if there is one."""
-    if not is_open():
+    job = None
+    with contextlib.suppress(KernelMissing):
+        job = pending(plan)
+    if job is None:
         plan.draw(address, count, seed, stream_id)
-        return
-    jobs = _mine.blocks[-1].jobs
-    try:
-        job = jobs[0] if jobs else pending()
-    except KernelMissing:  # so nothing is pending
-        plan.draw(address, count, seed, stream_id)
-        return
-    job.entries += (plan.pattern, address, count, seed, stream_id)
-    job.tensors.append(tensor)
-    job.owned.append(plan)
+    else:
+        job.add_plan(plan, tensor, address, count, seed, stream_id)
 
 
-def defer(engine: Engine, out: Tensor, draw: Draw, first: int, steps: Sequence[int] | None) -> bool:
-    """Put off a fill to the end of the block, if this engine can and there is one. Raises `KernelMissing`."""
-    if not is_open() or not isinstance(engine, JobEngine):
+def defer(
+    engine: Engine, out: Tensor, draw: Draw, first: int, steps: Sequence[int] | None, owner: Tensor | None = None
+) -> bool:
+    """Put off a fill to the end of the block, if this engine can and there is one. Raises `KernelMissing`.
+
+    `owner` is the caller's tensor, if `out` is another one of all its memory.
+    """
+    job = pending(engine) if isinstance(engine, JobEngine) else None
+    if job is None:
         return False
-    pending(engine).add_fill(out, draw, first, steps)
+    job.add_fill(out, draw, first, steps, owner)
     return True
 
 
-def add_constant(engine: JobEngine, tensor: Tensor, element: bytes) -> None:
-    """Each element of a contiguous tensor becomes these bytes, at the end of the block. Raises `KernelMissing`."""
-    pending(engine).add_constant(tensor, element)
+def settle(*touched: Any) -> None:
+    """Draw what is pending if any of it lies in memory that something else is about to read or write.
 
-
-def settle(target: Target) -> None:
-    """Draw what is pending if any of it lies in the target's memory: something else is about to read or write there."""
-    if not is_open() or not any(block.jobs for block in _mine.blocks):
+    What is neither a tensor, a shard nor an array is passed over. In a graph nothing is settled: its own operators are.
+    """
+    if in_graph() or not blocks.get():  # in this order: Dynamo cannot trace the latter
         return
-    local = local_of(target)
-    if local.is_cpu and any(job.touches(local) for block in _mine.blocks for job in block.jobs):
-        draw_pending()
+    open_here = opened(blocks.get())
+    jobs = [job for block in open_here for job in block.jobs]
+    if jobs and any(reaches(job, thing) for thing in touched for job in jobs):
+        draw(open_here)
 
 
-def draw_pending() -> None:
-    """Draw what this thread's blocks have pending, in order."""
-    taken = [job for block in _mine.blocks for job in block.jobs]
-    for block in _mine.blocks:
-        block.jobs.clear()
+def reaches(job: Job, thing: Any) -> bool:
+    """Whether a job may write what this thing holds; also where nobody can tell."""
+    if isinstance(thing, (list, tuple)):
+        return any(reaches(job, each) for each in thing if isinstance(each, (Tensor, np.ndarray)))
+    try:
+        tensor = thing.local if isinstance(thing, Shard) else thing
+        tensor = torch.as_tensor(tensor) if isinstance(tensor, np.ndarray) else tensor
+        return isinstance(tensor, Tensor) and tensor.device.type == "cpu" and job.touches(tensor)
+    except Exception:  # no memory, or none that can be asked for: classes of tensors have errors of their own
+        return True
+
+
+def draw(open_here: list[batch]) -> None:
+    """Draw what these blocks have pending, in order."""
+    taken = [job for block in open_here for job in block.jobs]
+    for block in open_here:
+        block.jobs = []
     for job in taken:
+        job.check()
+    for job in taken:
+        # Once more than at the call, so that autograd knows that what was used in between was something else.
+        increment_version(tuple(tensor for tensor in job.tensors() if not tensor.is_inference()))
         job.do()
 
 
 def at_once(function: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
     """Call a function whose draws are not put off, whatever blocks are open."""
-    if not is_open():
+    if in_graph() or not blocks.get():
         return function(*arguments, **named)
-    blocks, _mine.blocks = _mine.blocks, []
+    token = blocks.set(())
     try:
         return function(*arguments, **named)
     finally:
-        _mine.blocks = blocks
+        blocks.reset(token)

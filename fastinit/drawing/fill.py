@@ -58,7 +58,8 @@ def fill(
         for part, first, steps in boxes:
             if part.numel():
                 out = part if part.dtype is dtype else part.view(dtype)
-                engine = draw_into(engine, out, compiled, draw, first, steps, each, later)
+                owner = local if part is local else None
+                engine = draw_into(engine, out, compiled, draw, first, steps, each, later, owner)
     finally:  # autograd must hear of writes that go around torch, interrupted ones too
         if not local.is_inference():
             increment_version((local,))
@@ -74,15 +75,18 @@ def draw_into(
     steps: Sequence[int] | None,
     each: Sequence[Tensor] = (),
     later: bool = False,
+    owner: Tensor | None = None,
 ) -> Engine:
-    """Have `engine` fill `out`, or the eager engine where a kernel is missing; returns who did."""
+    """Have `engine` fill `out`, or the eager engine where a kernel is missing; returns who did.
+
+    Inside a `batch` the writing is put off where `later`; for `owner` see `batch.defer`.
+    """
 
     def write() -> None:
-        if batch.open_blocks:
-            if later and batch.defer(engine, out, draw, first, steps):
+        if batch.blocks.get():
+            if later and batch.defer(engine, out, draw, first, steps, owner):
                 return
-            for tensor in (out, *each):
-                batch.settle(tensor)
+            batch.settle(out, *each)
         if each:
             engine.fill_each(out, draw, first, steps, each)
         else:

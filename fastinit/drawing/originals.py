@@ -232,7 +232,7 @@ def torchs_own(name: str) -> Function:
 
 def call(name: str, target: T, *values: Any) -> T:
     """A call of torch.nn.init's function of this name, or of whoever's function stands in its place."""
-    settle(target)
+    settle(target, *values)
     torchs, helper = originals[name], HELPERS.get(name)
     if standing.get(name) is torchs and (helper is None or standing.get(helper) is originals[helper]):
         result: T = torchs(target, *values)

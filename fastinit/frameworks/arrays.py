@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..drawing.batch import at_once
 from ..drawing.regions import shard
 from ..drawing.streams import Stream
 from ..initialisers.values import Initializer, as_dtype
@@ -82,5 +83,5 @@ def drawn(
     own = as_dtype(dtype)
     assert own is not None
     tensor = torch.from_numpy(bits).view(own)
-    value.fill(tensor if whole is None or offset is None else shard(tensor, whole, offset), stream=stream)
+    at_once(value.fill, tensor if whole is None or offset is None else shard(tensor, whole, offset), stream=stream)
     return array

@@ -19,6 +19,7 @@ from ..drawing.torch_private import increment_version
 from ..kernels.contract import block_size
 from ..kernels.cpu.rows import address_of, with_parameters
 from ..kernels.dtypes import FORMATS, drawn_as
+from ..kernels.runs import overlap
 from ..laws import EXAMPLES, Law, working
 from .quick import ordinary_address
 from .table import DTYPES
@@ -50,6 +51,7 @@ def fill_each(
     """
     if fill_quickly(name, target, numbers, generator, fast, stream):
         return target
+    batch.settle(target, *numbers)
     local = local_of(target)
     by = way(target, generator, fast, stream, None, None, DTYPES.get(name, FORMATS))
     reasons = [] if by is TORCH else [reason for one in numbers if (reason := not_read(one, local)) is not None]
@@ -146,19 +148,6 @@ def as_read(number: Numbers, local: Tensor) -> Tensor:
     if number.device != local.device or overlap(number, local):
         return number.detach().to(local.device, copy=True)
     return number.detach()
-
-
-def overlap(a: Tensor, b: Tensor) -> bool:
-    """Whether the memory that two tensors reach over has bytes in common."""
-    (start, end), (other, other_end) = extent(a), extent(b)
-    return start < other_end and other < end
-
-
-def extent(tensor: Tensor) -> tuple[int, int]:
-    start, reach = tensor.data_ptr(), 1
-    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
-        reach += (size - 1) * stride
-    return start, start + reach * tensor.element_size()
 
 
 def check_range(name: str, numbers: tuple[Numbers, ...]) -> None:

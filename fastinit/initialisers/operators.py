@@ -101,7 +101,7 @@ def draw_whole(
     if private.in_graph():
         record(name, by, target, values, generator, stream)
     else:
-        settle(target)
+        settle(target, *values)
         at_once(whole[name], target, *values, generator, stream, by is COMPILED)
     return target
 

@@ -47,10 +47,11 @@ TYPES = ORDINARY if COMPLETE else set()  # `ordinary_address` asks torch for wha
 PLAIN = {float, int, str, NoneType}
 FLAG = flags.ATTRIBUTE
 FAR = 1 << 40  # bytes: no view's offset reaches as far, and most addresses lie beyond
+blocks = batch.blocks
 standing, torchs, ours = originals.standing, originals.originals, originals.ours
 is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 
-# A call to the kernel with what it takes: for small tensors of the CPU.
+# By call: how contiguous tensors of the CPU below 16 MiB are filled.
 plans: dict[tuple[Any, ...], Plan] = {}
 # The same and the number of a GPU, to what fills a tensor of any size there.
 gpu_plans: dict[tuple[tuple[Any, ...], int], GpuPlan] = {}
@@ -152,7 +153,7 @@ def serve(
                 drawn.draw(LOWEST, None)  # without `generator=`, which costs 70 ns
                 seed, stream_id = drawn.bits.value, 0
             increment_version((tensor,))  # before the write: an interruption may come between
-            if count <= plan.alone and not batch.open_blocks:
+            if count <= plan.alone and not blocks.get():
                 plan.fill(plan.pattern, address, count, seed, stream_id)
             else:
                 batch.fill(plan, tensor, address, count, seed, stream_id)

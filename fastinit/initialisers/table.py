@@ -198,6 +198,7 @@ def draw(
     Returns what the call returns, and by which law and engine the like of it can be drawn; None where each has to be
     looked at.
     """
+    settle(*values)
     scaled = OF_SHAPES.get(name)
     function, given = name, values
     if scaled is not None and (by is not TORCH or layout is not None or name not in originals.originals):

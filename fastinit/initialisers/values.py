@@ -20,7 +20,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..drawing import originals
-from ..drawing.batch import at_once
+from ..drawing.batch import at_once, settle
 from ..drawing.regions import Target, shard
 from ..drawing.route import outside_contract
 from ..drawing.streams import Stream, check_source
@@ -294,6 +294,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return tuple(map(plain, value))
     if isinstance(value, (np.ndarray, np.generic, Tensor)):
+        settle(value)
         held = value.tolist()
         if isinstance(held, (bool, int, float, list)):
             return plain(held)

@@ -28,7 +28,8 @@ class Team:
         allocate = ctypes.pythonapi.PyMem_RawCalloc
         allocate.argtypes, allocate.restype = [ctypes.c_size_t, ctypes.c_size_t], ctypes.c_void_p
         self.address: int = allocate(MOST + 1, SLOT_BYTES)
-        self.free = iter(range(MOST))  # slots; next() on it is atomic
+        self.free = iter(range(MOST))  # slots; next() on it is atomic, and so is pop() of a list
+        self.returned: list[int] = []  # slots for which the system gave no thread
         self.lock = threading.RLock()
         self.started = 0
         self.write(self.address + ALARM, taken_lock())
@@ -36,6 +37,10 @@ class Team:
     @staticmethod
     def write(address: int, number: int) -> None:
         ctypes.c_int64.from_address(address).value = number
+
+    @staticmethod
+    def read(address: int) -> int:
+        return ctypes.c_int64.from_address(address).value
 
     def slot(self, number: int) -> int:
         return self.address + SLOT_BYTES * (1 + number)
@@ -46,15 +51,25 @@ class Team:
         An exception or another job can come in between any two steps. Then a slot may stay without a helper, which
         nobody notices; but two helpers never share one.
         """
-        with self.lock, contextlib.suppress(RuntimeError, StopIteration):
+        with self.lock, contextlib.suppress(StopIteration):
             while self.started < size:
-                number = next(self.free)
+                number = self.next_slot()
                 self.write(self.slot(number) + MAILBOX, NOBODY)
                 self.write(self.slot(number) + LOCK, taken_lock())
-                self.write(self.address + SIZE, number + 1)
-                name = f"fastinit-{number + 1}"
-                threading.Thread(target=serve, args=(self.slot(number),), name=name, daemon=True).start()
+                self.write(self.address + SIZE, max(number + 1, self.read(self.address + SIZE)))
+                name = f"fastinit-helper-{number + 1}"
+                try:
+                    threading.Thread(target=serve, args=(self.slot(number),), name=name, daemon=True).start()
+                except RuntimeError:  # the system gives no more
+                    self.returned.append(number)
+                    return
                 self.started += 1
+
+    def next_slot(self) -> int:
+        try:
+            return self.returned.pop()
+        except IndexError:
+            return next(self.free)
 
 
 def taken_lock() -> int:

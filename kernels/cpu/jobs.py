@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 from array import array
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..contract import SAMPLERS, Draw, KernelMissing, block_size, width_of
-from ..runs import Runs, runs_of
+from ..runs import Runs, extent, runs_of
 from . import helpers, loading
 from .forms import BLOCKS_AT_ONCE, EACH, LINE, Form, form_of
 from .pages import advise_huge_pages
@@ -83,6 +84,10 @@ class Plan(NamedTuple):
     size: int  # an element's bytes
     owned: array[int]  # where the pattern lies
 
+    def job(self) -> Job:
+        """For fills by plans like this one."""
+        return Job()
+
     def draw(self, address: int, count: int, seed: int, stream_id: int) -> None:
         if count <= self.alone:
             self.fill(self.pattern, address, count, seed, stream_id)
@@ -103,6 +108,15 @@ def plan(draw: Draw, dtype: torch.dtype, form: Form = "long") -> Plan:
     return Plan(loading.entry("fill"), address_of(pattern), THREADS_FROM - 1, most, size, pattern)
 
 
+class Fill(NamedTuple):
+    """One fill of a job."""
+
+    entry: tuple[int, int, int, int, int]  # a row, or a pattern and what to fill in; see `team.lay_out`
+    tensor: Tensor  # what it writes, by which one tells whether the memory is still there
+    owned: Any  # memory that the row refers to
+    extent: tuple[int, int] | None = None  # of a tensor with gaps, or in another order
+
+
 class Job:
     """Fills that are done together, with the outcome that they would have one after the other.
 
@@ -111,12 +125,10 @@ class Job:
 
     def __init__(self) -> None:
         self.lay_out, _ = loading.entry("lay_out"), loading.entry("run")  # now, not when it is too late
-        self.entries: list[int] = []  # five numbers each, see `team.lay_out`
-        self.tensors: list[Tensor] = []  # what each writes
-        self.owned: list[Any] = []  # memory that rows refer to
-        self.extents: dict[int, tuple[int, int]] = {}  # of tensors with gaps or in another order, by their number
+        self.fills: list[Fill] = []
+        self.reached: tuple[NDArray[np.uint64], ...] = ()  # `reach` of the first fills
 
-    def add(self, form: Form, out: Tensor, runs: Runs, draw: Draw, first: int) -> None:
+    def add(self, form: Form, out: Tensor, runs: Runs, draw: Draw, first: int, owner: Tensor | None = None) -> None:
         """A fill by a kernel of this form. Raises `KernelMissing` where there is none."""
         row = row_of(draw, out.dtype, first, form)
         length, stride, outer = runs
@@ -127,16 +139,23 @@ class Job:
             row[TOGETHER], row[LEAD] = length * (LINE // out.dtype.itemsize), 0
         if (size := out.numel() * out.dtype.itemsize) >= HUGE_PAGES_FROM:
             advise_huge_pages(out.data_ptr(), size)
-        if not out.is_contiguous():
-            self.extents[len(self.tensors)] = extent(out)
-        self.owned += (row, table)
-        self.entries += (address_of(row), 0, 0, 0, 0)
-        self.tensors.append(out)
+        reach = None if out.is_contiguous() else extent(out)
+        self.add_row(row, out if owner is None else owner, (row, table), reach)
 
-    def add_fill(self, out: Tensor, draw: Draw, first: int, steps: Sequence[int] | None) -> None:
+    def add_row(self, row: array[int], out: Tensor, owned: Any, reach: tuple[int, int] | None = None) -> None:
+        # In one step: a signal handler may add to the same job.
+        self.fills.append(Fill((address_of(row), 0, 0, 0, 0), out, owned, reach))
+
+    def add_plan(self, plan: Plan, out: Tensor, address: int, count: int, seed: int, stream_id: int) -> None:
+        """A fill of a contiguous tensor, as `Plan.draw` makes it."""
+        self.fills.append(Fill((plan.pattern, address, count, seed, stream_id), out, plan))
+
+    def add_fill(
+        self, out: Tensor, draw: Draw, first: int, steps: Sequence[int] | None, owner: Tensor | None = None
+    ) -> None:
         """What `contract.Engine.fill` writes."""
         runs = runs_of(out.shape, out.stride(), out.dtype.itemsize, steps)
-        self.add(form_of(runs, draw.kind, out.dtype), out, runs, draw, first)
+        self.add(form_of(runs, draw.kind, out.dtype), out, runs, draw, first, owner)
 
     def add_constant(self, out: Tensor, element: bytes) -> None:
         """Each element of a contiguous tensor is to become these bytes. Raises `KernelMissing`."""
@@ -145,14 +164,17 @@ class Job:
         row[ADDRESS], row[COUNT], row[SIZE], row[TOGETHER] = out.data_ptr(), out.numel(), len(element), LINE
         row[PARAMETERS] = address_of(row) + ROW_BYTES
         row[WORDS:] = array("Q", element * (LINE // len(element)))
-        self.owned.append(row)
-        self.entries += (address_of(row), 0, 0, 0, 0)
-        self.tensors.append(out)
+        self.add_row(row, out, row)
+
+    def tensors(self) -> list[Tensor]:
+        """What is to be written."""
+        return [fill.tensor for fill in self.fills]
 
     def rows(self) -> NDArray[np.uint64]:
-        """The table of the job, a row for each tensor, in order."""
-        number = len(self.tensors)
-        entries, table = array("Q", self.entries), np.zeros((number, WORDS), np.uint64)
+        """The table of the job, a row for each fill, in order."""
+        number = len(self.fills)
+        entries = array("Q", itertools.chain.from_iterable(fill.entry for fill in self.fills))
+        table = np.zeros((number, WORDS), np.uint64)
         self.lay_out(address_of(entries), number, table.ctypes.data, STREAMING_FROM)
         return table
 
@@ -160,45 +182,47 @@ class Job:
         """Where in memory each row's elements begin, and where they end."""
         begins = rows[:, ADDRESS].copy()
         ends = begins + rows[:, COUNT] * rows[:, SIZE]
-        for number, (begin, end) in self.extents.items():
-            begins[number], ends[number] = begin, end
+        for number, fill in enumerate(self.fills):
+            if fill.extent is not None:
+                begins[number], ends[number] = fill.extent
         return begins, ends
 
     def touches(self, tensor: Tensor) -> bool:
         """Whether the memory that it writes and the memory that this tensor reaches over have bytes in common."""
-        if not self.tensors or not tensor.numel():
+        if not self.fills or not tensor.numel():
             return False
         begin, end = extent(tensor)
-        begins, ends = self.reach(self.rows())
+        if not self.reached or len(self.reached[0]) != len(self.fills):
+            self.reached = self.reach(self.rows())
+        begins, ends = self.reached
         return bool(((begins < np.uint64(end)) & (ends > np.uint64(begin))).any())
 
-    def do(self) -> None:
-        """Returns when all of it is written. An interruption skips what has not begun.
+    def check(self) -> None:
+        """Raise `RuntimeError` where a tensor has got other memory since its fill was added."""
+        rows = self.rows()
+        begins, ends = (numbers.tolist() for numbers in self.reach(rows))
+        sizes = (rows[:, COUNT] * rows[:, SIZE]).tolist()
+        for fill, address, size, begin, end in zip(
+            self.fills, rows[:, ADDRESS].tolist(), sizes, begins, ends, strict=True
+        ):
+            tensor, storage = fill.tensor, fill.tensor.untyped_storage()
+            first = storage.data_ptr()
+            same = tensor.data_ptr() == address and tensor.nbytes == size
+            if not same or begin < first or end > first + storage.nbytes():
+                raise RuntimeError(
+                    "a tensor has got other memory since it was to be filled (by `.data =`, `.to()` or `resize_` in a "
+                    "batch): nothing that is pending is drawn"
+                )
 
-        Raises `RuntimeError`, before anything is written, where a tensor has got other memory since it was added.
-        """
-        if not self.tensors:
+    def do(self) -> None:
+        """Returns when all of it is written. An interruption skips what has not begun."""
+        if not self.fills:
             return
         rows = self.rows()
-        for tensor, address, size in zip(
-            self.tensors, rows[:, ADDRESS].tolist(), (rows[:, COUNT] * rows[:, SIZE]).tolist(), strict=True
-        ):
-            if tensor.data_ptr() != address or tensor.nbytes != size:
-                raise RuntimeError(
-                    "a tensor has got other memory since it was to be filled (by `.data =`, `.to()` or a storage's "
-                    "`resize_` inside a batch): nothing of the batch is drawn"
-                )
         for table in in_order(rows, *self.reach(rows)):
             length = int(table[-1, END])
             threads = torch.get_num_threads() if length >= THREADS_FROM else 1
             helpers.run(table.ctypes.data, len(table), length, threads, loading.entry)
-
-
-def extent(tensor: Tensor) -> tuple[int, int]:
-    """Where the memory that a tensor reaches over begins and ends."""
-    start = tensor.data_ptr()
-    reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return start, start + (reach + 1) * tensor.element_size()
 
 
 def in_order(

@@ -24,7 +24,7 @@ failures: dict[str, str] = {}
 
 @functools.cache
 def kernel(kind: str, dtype: torch.dtype, form: Form, parameters: int) -> int:
-    """The address of a law's kernel for an output dtype, from disk where it can be; see `rows`.
+    """The address of a kernel (see `rows`) or an entry (see `team`), from disk where it can be.
 
     `parameters` is how many the law takes.
     Raises `KernelMissing` where it would have to be compiled and Numba cannot, and where the system lets no kernel run.

@@ -87,7 +87,7 @@ class Pool:
         """Have up to `size` threads; returns how many there are, fewer where the system gives no more."""
         with self.lock, contextlib.suppress(RuntimeError):
             while self.size < size:
-                threading.Thread(target=self.serve, name=f"fastinit-{self.size + 1}", daemon=True).start()
+                threading.Thread(target=self.serve, name=f"fastinit-pool-{self.size + 1}", daemon=True).start()
                 self.size += 1
         return min(self.size, size)
 

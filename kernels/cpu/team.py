@@ -1,9 +1,9 @@
-"""Compiled: how threads share a job, which is a table of rows (see `rows`), without Python, locks or memory of its own.
+"""Compiled: how threads share a job, a table of rows (see `rows`), without Python, and with locks only to sleep on.
 
 A job's rows lie one behind the other on a line of elements, each rounded up to a multiple of its TOGETHER. Threads take
 pieces of the line by an atomic counter, and call the kernels of the rows that a piece meets.
 
-Helpers wait in compiled code: each looks at its mailbox for a while, then sleeps. Who has a job puts its address into
+Helpers wait in compiled code: each looks at its mailbox for a while, then sleeps. A job's caller puts its address into
 the mailboxes of idle helpers, works itself, and takes it out again where nobody has begun: a helper that the machine
 holds up is waited for only in the middle of a piece. The job lies on its caller's stack: when the call returns it is
 over, whatever has happened. Two jobs at a time need no order: the second finds fewer helpers, or none.
