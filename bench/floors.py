@@ -144,7 +144,7 @@ def many() -> Iterator[Floor]:
         for exponent, most in ((14, 2.0), (16, 1.2), (18, 1.2), (20, 1.2), (22, 1.2)):
             one = Bound("one", most, 3 * most, faster=False)
             yield Floor(cold.ring(function, exponent, together=True), (one,), ci=exponent == 18)
-    yield Floor(cold.small(), (torchs(3, 1.0),))
+    yield Floor(cold.small(), (torchs(3, 0.5),))
     yield Floor(cold.hot("normal_", 18), (Bound("alone", 1.6, 0.7, faster=True),))
     yield Floor(cold.model_in_batch(), (torchs(10, 1.2), fills(0.6, 2.6)))
     yield Floor(cold.limit("uniform_"), (Bound("stores", 2.2, 5, faster=False),))

@@ -25,7 +25,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class batch:  # noqa: N801: what users write
+class batch:
     """`with fastinit.batch():` draws what the block initialises when it ends, all tensors together, on all cores.
 
     Calls are checked, routed and given their numbers one by one, in order: errors, generators and bits are those of
@@ -84,9 +84,13 @@ def is_open() -> bool:
 
 def pending(engine: JobEngine | Plan) -> Job | None:
     """The job of the innermost block, of this engine's kind; None outside of blocks. Raises `KernelMissing`."""
-    if not (open_here := opened(blocks.get())):
-        return None
-    jobs = open_here[-1].jobs
+    found = blocks.get()
+    last = found[-1]() if found else None
+    if last is None or last.over or last.thread != threading.get_ident():  # seldom
+        if not (others := opened(found)):
+            return None
+        last = others[-1]
+    jobs = last.jobs
     if not jobs:
         jobs.append(engine.job())
     return jobs[0]
