@@ -22,12 +22,12 @@ from .timing import Call, threads
 COLD = 256 << 20  # bytes, more than caches hold
 
 
-def stores(tensors: list[Tensor]) -> None:
+def stores(tensors: list[Tensor]) -> Call:
     """Non-temporal stores and nothing else, by all threads: the limit of the machine."""
     job = Job()
     for tensor in tensors:
         job.add_constant(tensor, bytes(tensor.element_size()))
-    job.do()
+    return job.do
 
 
 def in_batch(call: Call) -> None:
@@ -65,7 +65,7 @@ class Ring(Case):
             "fastinit": partial(in_batch, partial(each, ours)) if self.together else partial(each, ours),
             "torch": partial(each, theirs),
             "fill_": partial(each, write),
-            "stores": partial(stores, tensors),
+            "stores": stores(tensors),
             "one": partial(ours, whole),
         }
 
@@ -143,7 +143,7 @@ class Limit(Case):
         ours, theirs = self.both()
         tensor = self.tensor().fill_(1.0)
         return {"fastinit": partial(ours, tensor), "torch": partial(theirs, tensor), "fill_": partial(write, tensor),
-                "stores": partial(stores, [tensor])}  # fmt: skip
+                "stores": stores([tensor])}  # fmt: skip
 
 
 def ring(function: str, exponent: int, together: bool = False) -> Ring:

@@ -18,12 +18,12 @@ from fastinit.kernels.cpu import jobs
 from fastinit.kernels.cpu.engine import CpuEngine
 from fastinit.laws import Normal, Uniform
 
+from .cold import COLD
 from .timing import medians
 
 NORMAL = Draw(*Normal(0.0, 1.0).parameters(torch.float32), 1, 1)
 UNIFORM = Draw(*Uniform(0.0, 1.0).parameters(torch.float32), 1, 1)
 NEVER = 1 << 62
-COLD = 256 << 20  # bytes, more than caches hold
 
 
 def filler(draw: Draw, size: int, cold: bool, alone: int, streaming_from: int) -> Callable[[], None]:

@@ -229,13 +229,13 @@ def orthogonal_(
     that of its rows: torch's is the first, JAX's the last (-1).
     """
     by = way(tensor, generator, fast, stream, "orthogonal_")
-    settle(tensor, gain)
     turned = columns_first(tensor, column_axis) if column_axis else tensor
     if by is not TORCH and tensor.ndimension() > 1:
         draw_whole("orthogonal_", by, turned, (gain,), generator, stream)
     elif turned is tensor or originals.is_kept("orthogonal_", local_of(tensor)):
         return call("orthogonal_", tensor, gain, generator)
     else:  # torch's function takes only what it can view as a matrix
+        settle(turned)
         fresh = torch.empty_like(local_of(turned), memory_format=torch.contiguous_format)
         with torch.no_grad():
             local_of(turned).copy_(call("orthogonal_", fresh, gain, generator))

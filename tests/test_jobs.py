@@ -24,7 +24,7 @@ from fastinit.kernels.cpu import helpers, jobs, loading
 from fastinit.kernels.cpu.engine import CpuEngine
 from fastinit.kernels.cpu.jobs import Job
 from fastinit.kernels.cpu.rows import END
-from fastinit.kernels.cpu.slots import MAILBOX, NOBODY, SIZE
+from fastinit.kernels.cpu.slots import LOCK, MAILBOX, NOBODY, SIZE
 from fastinit.kernels.runs import row_major
 from fastinit.laws import Normal, Uniform
 
@@ -151,7 +151,9 @@ def dismiss(team: helpers.Team) -> None:
     """Have its helpers return."""
     for number in range(team.started):
         team.write(team.slot(number) + MAILBOX, NOBODY)
-        helpers.release(team.slot(number))
+        wake = ctypes.pythonapi.PyThread_release_lock
+        wake.argtypes = [ctypes.c_void_p]
+        wake(team.read(team.slot(number) + LOCK))
 
 
 @pytest.mark.parametrize("size", [1, 7, 63])
@@ -250,11 +252,11 @@ def one_job(module, out: torch.Tensor) -> None:
     job = Job()
     job.add_fill(out, Draw("normal", (0.0, 1.0), 1, 1), 0, None)
     rows, length = laid_out(job)
-    module.run(rows.ctypes.data, 1, length, 3, loading.entry)
+    module.run(rows.ctypes.data, 1, length, 3)
 
 
 def laid_out(job: Job):
-    rows = job.rows()
+    rows = job.table().rows
     return rows, int(rows[0, END])
 
 

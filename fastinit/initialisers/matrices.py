@@ -113,7 +113,6 @@ def in_the_middle(target: Target, matrix: Tensor) -> None:
 def row_major(target: Target, values: Tensor) -> None:
     """The values one after the other in row-major order, the last of them again and again."""
     settle(target)
-    settle(values)
     local, count = local_of(target), values.numel()
     with torch.no_grad():
         if isinstance(target, Tensor) and target.is_contiguous():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..contract import block_size
 from . import helpers, jobs, loading
 from .forms import Form
 from .pages import advise_huge_pages
@@ -36,7 +37,7 @@ KEPT_TOGETHER = 11  # a bucket has some 2^11 entries, 16 KB, while there are no 
 MOST_BUCKETS = 12
 SMALL = 13  # up to here one bucket is all: other steps would cost more than they save
 A_THREAD = 1 << 17  # numbers that are worth a thread: some 1 ms
-BLOCK = 32  # words that are drawn together
+BLOCK = block_size(64)  # words that are drawn together
 MOST_NUMBERS = 1 << 32  # an entry has 32 bits for a number
 
 
@@ -52,7 +53,7 @@ def permute(out: Tensor, seed: int, stream_id: int) -> bool:
     width = (total - 1).bit_length()
     bits = 0 if width <= SMALL else min(width - KEPT_TOGETHER, MOST_BUCKETS)
     threads = threads_for(total)
-    share = -(-total // (32 * threads)) * 32
+    share = -(-total // (BLOCK * threads)) * BLOCK
     if (size := total * 8) >= jobs.HUGE_PAGES_FROM:
         advise_huge_pages(out.data_ptr(), size)
     tables = torch.zeros(threads, 1 << bits, dtype=torch.int64, device="cpu")
@@ -90,7 +91,7 @@ def run_apart(step: Form, rows: list[dict[int, int]], threads: int) -> None:
         end += row[COUNT]
         for place, value in {KERNEL: address, TOGETHER: row[COUNT], END: end, **row}.items():
             table[WORDS * number + place] = value & MASK
-    loading.entry("run_apart")(address_of(table), len(rows), threads, helpers.team(threads, loading.entry))
+    loading.entry("run_apart")(address_of(table), len(rows), threads, helpers.team(threads))
 
 
 def starts_of(counts: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,5 +109,5 @@ def choose(out: Tensor, sums: Tensor, seed: int, stream_id: int) -> bool:
     row[END] = line = -(-count // BLOCK) * BLOCK
     row[ADDRESS], row[LENGTH], row[SAMPLES], row[SUMS] = out.data_ptr(), sums.shape[-1], out.shape[-1], sums.data_ptr()
     row[SEED], row[STREAM_ID] = seed & MASK, stream_id & MASK
-    helpers.run(address_of(row), 1, line, threads_for(count), loading.entry)
+    helpers.run(address_of(row), 1, line, threads_for(count))
     return True

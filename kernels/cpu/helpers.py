@@ -11,9 +11,9 @@ import ctypes
 import os
 import threading
 from collections.abc import Callable
-from typing import Any
 
 from ..contract import KernelMissing
+from . import loading
 from .slots import ALARM, LOCK, MAILBOX, NOBODY, SIZE, SLOT_BYTES
 
 MOST = 1023  # helpers
@@ -81,13 +81,6 @@ def taken_lock() -> int:
     return lock
 
 
-def release(slot: int) -> None:
-    """Wake the helper of this slot."""
-    let_go = ctypes.pythonapi.PyThread_release_lock
-    let_go.argtypes = [ctypes.c_void_p]
-    let_go(ctypes.c_int64.from_address(slot + LOCK).value)
-
-
 _team = Team()
 
 
@@ -101,18 +94,15 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_helpers)
 
 
-Entries = Callable[[Any], Callable[..., None]]
-
-
-def team(threads: int, entry: Entries) -> int:
-    """The address of the team, with helpers for so many threads, if there can be; `entry` gives `team`'s functions."""
+def team(threads: int) -> int:
+    """The address of the team, with helpers for so many threads, if there can be."""
     if _team.started < threads - 1:
         with contextlib.suppress(KernelMissing):
-            _team.grow(threads - 1, entry("serve"))
+            _team.grow(threads - 1, loading.entry("serve"))
     return _team.address
 
 
-def run(rows: int, number: int, length: int, threads: int, entry: Entries) -> None:
+def run(rows: int, number: int, length: int, threads: int) -> None:
     """Do a job, the table of `number` rows at this address, on up to so many threads, the caller's among them.
 
     The line of the job is as long as its last row's END says, `length`. Returns when it is done. An interruption
@@ -120,4 +110,4 @@ def run(rows: int, number: int, length: int, threads: int, entry: Entries) -> No
     """
     go = A_GO * threads
     for begin in range(0, length, go):
-        entry("run")(rows, number, begin, min(begin + go, length), threads, team(threads, entry))
+        loading.entry("run")(rows, number, begin, min(begin + go, length), threads, team(threads))

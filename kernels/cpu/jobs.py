@@ -98,7 +98,7 @@ class Plan(NamedTuple):
             self.fill(self.pattern, address, count, seed, stream_id)
             return
         threads, around = torch.get_num_threads(), count * self.size >= STREAMING_FROM
-        share(self.pattern, address, count, seed, stream_id, around, threads, helpers.team(threads, loading.entry))
+        share(self.pattern, address, count, seed, stream_id, around, threads, helpers.team(threads))
 
 
 def plan(draw: Draw, dtype: torch.dtype, form: Form = "long") -> Plan:
@@ -108,10 +108,13 @@ def plan(draw: Draw, dtype: torch.dtype, form: Form = "long") -> Plan:
     return Plan(loading.entry("fill"), address_of(pattern), THREADS_FROM - 1, most, size, pattern)
 
 
+Entry = tuple[int, int, int, int, int]  # a row, or a pattern and what to fill in; see `team.lay_out`
+
+
 class Fill(NamedTuple):
     """One fill of a job."""
 
-    entry: tuple[int, int, int, int, int]  # a row, or a pattern and what to fill in; see `team.lay_out`
+    entry: Entry
     tensor: Tensor  # what it writes, by which one tells whether the memory is still there
     owned: Any  # memory that the row refers to
     extent: tuple[int, int] | None = None  # of a tensor with gaps, or in another order
@@ -124,9 +127,9 @@ class Job:
     """
 
     def __init__(self) -> None:
-        self.lay_out, _ = loading.entry("lay_out"), loading.entry("run")  # now, not when it is too late
+        loading.entry("lay_out"), loading.entry("run")  # now, not when it is too late
         self.fills: list[Fill] = []
-        self.reached: tuple[NDArray[np.uint64], ...] = ()  # `reach` of the first fills
+        self.laid_out: Table | None = None  # the first of them
 
     def add(self, form: Form, out: Tensor, runs: Runs, draw: Draw, first: int, owner: Tensor | None = None) -> None:
         """A fill by a kernel of this form. Raises `KernelMissing` where there is none."""
@@ -170,41 +173,33 @@ class Job:
         """What is to be written."""
         return [fill.tensor for fill in self.fills]
 
-    def rows(self) -> NDArray[np.uint64]:
-        """The table of the job, a row for each fill, in order."""
-        number = len(self.fills)
-        entries = array("Q", itertools.chain.from_iterable(fill.entry for fill in self.fills))
-        table = np.zeros((number, WORDS), np.uint64)
-        self.lay_out(address_of(entries), number, table.ctypes.data, STREAMING_FROM)
-        return table
-
-    def reach(self, rows: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-        """Where in memory each row's elements begin, and where they end."""
-        begins = rows[:, ADDRESS].copy()
-        ends = begins + rows[:, COUNT] * rows[:, SIZE]
-        for number, fill in enumerate(self.fills):
-            if fill.extent is not None:
-                begins[number], ends[number] = fill.extent
-        return begins, ends
+    def table(self) -> Table:
+        """A row for each fill, in order; and where in memory its elements begin and end."""
+        fills = tuple(self.fills)  # of which a signal handler may add one
+        if self.laid_out is None or len(self.laid_out.rows) != len(fills):
+            rows = lay_out([fill.entry for fill in fills])
+            begins = rows[:, ADDRESS].copy()
+            ends = begins + rows[:, COUNT] * rows[:, SIZE]
+            for number, fill in enumerate(fills):
+                if fill.extent is not None:
+                    begins[number], ends[number] = fill.extent
+            self.laid_out = Table(rows, begins, ends)
+        return self.laid_out
 
     def touches(self, tensor: Tensor) -> bool:
         """Whether the memory that it writes and the memory that this tensor reaches over have bytes in common."""
         if not self.fills or not tensor.numel():
             return False
         begin, end = extent(tensor)
-        if not self.reached or len(self.reached[0]) != len(self.fills):
-            self.reached = self.reach(self.rows())
-        begins, ends = self.reached
+        _, begins, ends = self.table()
         return bool(((begins < np.uint64(end)) & (ends > np.uint64(begin))).any())
 
     def check(self) -> None:
         """Raise `RuntimeError` where a tensor has got other memory since its fill was added."""
-        rows = self.rows()
-        begins, ends = (numbers.tolist() for numbers in self.reach(rows))
-        sizes = (rows[:, COUNT] * rows[:, SIZE]).tolist()
-        for fill, address, size, begin, end in zip(
-            self.fills, rows[:, ADDRESS].tolist(), sizes, begins, ends, strict=True
-        ):
+        rows, *reach = self.table()
+        sizes = rows[:, COUNT] * rows[:, SIZE]
+        places = (numbers.tolist() for numbers in (rows[:, ADDRESS], sizes, *reach))
+        for fill, address, size, begin, end in zip(self.fills, *places, strict=True):
             tensor, storage = fill.tensor, fill.tensor.untyped_storage()
             first = storage.data_ptr()
             same = tensor.data_ptr() == address and tensor.nbytes == size
@@ -218,46 +213,56 @@ class Job:
         """Returns when all of it is written. An interruption skips what has not begun."""
         if not self.fills:
             return
-        rows = self.rows()
-        for table in in_order(rows, *self.reach(rows)):
-            length = int(table[-1, END])
+        table = self.table()
+        for numbers in in_order(table):
+            rows = table.rows if len(numbers) == len(self.fills) else again(table.rows, numbers)
+            length = int(rows[-1, END])
             threads = torch.get_num_threads() if length >= THREADS_FROM else 1
-            helpers.run(table.ctypes.data, len(table), length, threads, loading.entry)
+            helpers.run(rows.ctypes.data, len(rows), length, threads)
 
 
-def in_order(
-    rows: NDArray[np.uint64], begins: NDArray[np.uint64], ends: NDArray[np.uint64]
-) -> list[NDArray[np.uint64]]:
-    """The rows in tables that are to be done one after the other: within one, no two write the same memory.
+class Table(NamedTuple):
+    """The rows of a job, and where in memory the elements of each begin and end."""
+
+    rows: NDArray[np.uint64]
+    begins: NDArray[np.uint64]
+    ends: NDArray[np.uint64]
+
+
+def lay_out(entries: Sequence[Entry]) -> NDArray[np.uint64]:
+    """Rows, as `team.lay_out` makes them."""
+    numbers, rows = array("Q", itertools.chain.from_iterable(entries)), np.zeros((len(entries), WORDS), np.uint64)
+    loading.entry("lay_out")(address_of(numbers), len(entries), rows.ctypes.data, STREAMING_FROM)
+    return rows
+
+
+def again(rows: NDArray[np.uint64], numbers: Sequence[int]) -> NDArray[np.uint64]:
+    """The rows of these numbers, as a table of their own."""
+    return lay_out([(rows[number].ctypes.data, 0, 0, 0, 0) for number in numbers])
+
+
+def in_order(table: Table) -> list[Sequence[int]]:
+    """The numbers of rows that are to be done one after the other: of those together no two write the same memory.
 
     What a later row writes anew as a whole is left out.
     """
-    if len(rows) == 1:
-        return [rows]
+    rows, begins, ends = table
     order = np.argsort(begins, kind="stable")
     if not (begins[order][1:] < np.maximum.accumulate(ends[order])[:-1]).any():
-        return [rows]
+        return [range(len(rows))]
     places = list(zip(begins.tolist(), ends.tolist(), strict=True))
     # Rows without gaps: their elements take all the memory that they reach over.
     dense = (ends - begins == rows[:, COUNT] * rows[:, SIZE]).tolist()
     last = {place: number for number, place in enumerate(places) if dense[number]}
-    tables: list[list[int]] = [[]]
-    taken: list[tuple[int, int]] = []  # the places of the last table, in order
+    together: list[list[int]] = [[]]
+    taken: list[tuple[int, int]] = []  # the places of the last ones, in order
     for number, (begin, end) in enumerate(places):
         if last.get((begin, end), number) > number:
             continue
         at = bisect.bisect(taken, (begin, end))
         if (at > 0 and taken[at - 1][1] > begin) or (at < len(taken) and taken[at][0] < end):
-            tables.append([])
+            together.append([])
             taken, at = [], 0
         taken.insert(at, (begin, end))
-        tables[-1].append(number)
-    return [with_ends(rows[numbers]) for numbers in tables]
-
-
-def with_ends(rows: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The rows as a table of their own."""
-    together = rows[:, TOGETHER]
-    rooms = (rows[:, LEAD] + rows[:, COUNT] + together - np.uint64(1)) // together * together
-    rows[:, END] = rooms.cumsum()
-    return rows
+        together[-1].append(number)
+    return [*together]

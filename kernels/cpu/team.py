@@ -54,26 +54,21 @@ PIECES_A_THREAD = 16
 # --- instructions ------------------------------------------------------------------------------
 
 
-@intrinsic
-def add(context, address, more):
-    """Add to a number that threads share; what it was before."""
+def atomic(operation: str) -> Any:
+    """An intrinsic that changes a number that threads share, and returns what it was before."""
 
-    def build(context, builder, signature, arguments):
-        place = builder.inttoptr(arguments[0], LONG.as_pointer())
-        return builder.atomic_rmw("add", place, arguments[1], "seq_cst")
+    @intrinsic
+    def change(context, address, value):
+        def build(context, builder, signature, arguments):
+            place = builder.inttoptr(arguments[0], LONG.as_pointer())
+            return builder.atomic_rmw(operation, place, arguments[1], "seq_cst")
 
-    return types.int64(address, more), build
+        return types.int64(address, value), build
+
+    return change
 
 
-@intrinsic
-def exchange(context, address, new):
-    """Write a number that threads share; what it was before."""
-
-    def build(context, builder, signature, arguments):
-        place = builder.inttoptr(arguments[0], LONG.as_pointer())
-        return builder.atomic_rmw("xchg", place, arguments[1], "seq_cst")
-
-    return types.int64(address, new), build
+add, exchange = atomic("add"), atomic("xchg")
 
 
 @intrinsic

@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, register_jitable
 
-from ..contract import COLUMNS
+from ..contract import COLUMNS, block_size
 from .blocks import store, words_of
 from .forms import Form
 from .loops import load_int64, scratch, store_int64, word
@@ -34,7 +34,7 @@ from .rows import (
 )  # fmt: skip
 from .simd import join
 
-BLOCK = 2 * COLUMNS  # words that sixteen counters draw
+BLOCK = block_size(64)  # words that sixteen counters draw
 BLOCK_BYTES = 8 * BLOCK
 INDEX = np.uint64(0xFFFFFFFF)
 HALF, HALF_MASK = np.uint64(32), np.uint64(0xFFFFFFFF00000000)
