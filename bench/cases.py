@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -20,7 +21,7 @@ from torch import Tensor
 import fastinit
 
 from .making import MADE, ROWS
-from .timing import Call
+from .timing import Call, threads
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 RANKS = 8
@@ -142,6 +143,10 @@ class Case:
     def settle(self) -> bool:
         """Whether a timing follows a call that is not timed."""
         return self.memory == "fresh"
+
+    def held(self) -> AbstractContextManager[None]:
+        """What the case is timed within."""
+        return threads(self.threads)
 
     def tensor(self) -> Tensor:
         return LAYOUTS[self.layout](self.shape, self.dtype)

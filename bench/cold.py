@@ -5,7 +5,9 @@ A benchmark that fills one tensor again and again finds it in the cache, and hid
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -17,7 +19,7 @@ import fastinit
 from fastinit.kernels.cpu.jobs import Job
 
 from .cases import NOTHING, Case, Model, model, square, write
-from .timing import Call, threads
+from .timing import Call, neighbour, threads
 
 COLD = 256 << 20  # bytes, more than caches hold
 
@@ -35,65 +37,95 @@ def in_batch(call: Call) -> None:
         call()
 
 
-@dataclass(frozen=True)
-class Ring(Case):
-    """Tensors of `shape` one after the other, 256 MiB of them; in one batch where `together`.
+HOW = {"calls": "", "batch": " in one batch", "list": " as one list"}
 
-    "one" is a tensor as large as all of them, "stores" non-temporal stores alone.
+
+@dataclass(frozen=True)
+class Many(Case):
+    """Tensors of these `shapes`, in memory that no cache holds. fastinit serves them one by one, in one batch or as one
+    list (`how`), torch one by one; "stores" are non-temporal stores alone. `busy`: another process keeps a core busy.
     """
 
-    together: bool = False
-    contenders: ClassVar[tuple[str, ...]] = ("fastinit", "torch", "fill_", "stores", "one")
+    how: str = "calls"
+    busy: bool = False
+    contenders: ClassVar[tuple[str, ...]] = ("fastinit", "torch", "fill_", "stores")
 
     @property
     def conditions(self) -> str:
-        return " cold" + " in one batch" * self.together
+        return " cold" + HOW[self.how] + " beside a busy process" * self.busy
+
+    def shapes(self) -> list[tuple[int, ...]]:
+        raise NotImplementedError
+
+    @property
+    def elements(self) -> int:
+        return sum(map(math.prod, self.shapes()))
 
     def tensors(self) -> list[Tensor]:
-        return [torch.ones(self.shape, dtype=self.dtype) for _ in range(max(1, COLD // self.bytes))]
+        return [torch.ones(shape, dtype=self.dtype) for shape in self.shapes()]
+
+    def held(self) -> AbstractContextManager[None]:
+        return neighbour() if self.busy else super().held()
 
     def calls(self) -> dict[str, Call]:
         tensors = self.tensors()
-        whole = torch.ones(sum(tensor.numel() for tensor in tensors), dtype=self.dtype)
         ours, theirs = self.both()
 
         def each(function: Callable[[Tensor], Any]) -> None:
             for tensor in tensors:
                 function(tensor)
 
+        ways = {
+            "calls": partial(each, ours),
+            "batch": partial(in_batch, partial(each, ours)),
+            "list": partial(ours, tensors),
+        }
         return {
-            "fastinit": partial(in_batch, partial(each, ours)) if self.together else partial(each, ours),
+            "fastinit": ways[self.how],
             "torch": partial(each, theirs),
             "fill_": partial(each, write),
             "stores": stores(tensors),
-            "one": partial(ours, whole),
         }
 
 
 @dataclass(frozen=True)
-class Small(Ring):
+class Ring(Many):
+    """Tensors of `shape`, 256 MiB of them; "one" is a tensor as large as all of them."""
+
+    contenders: ClassVar[tuple[str, ...]] = (*Many.contenders, "one")
+
+    def shapes(self) -> list[tuple[int, ...]]:
+        return [self.shape] * max(1, COLD // (math.prod(self.shape) * self.dtype.itemsize))
+
+    def calls(self) -> dict[str, Call]:
+        ours, _ = self.both()
+        return super().calls() | {"one": partial(ours, torch.ones(self.elements, dtype=self.dtype))}
+
+
+@dataclass(frozen=True)
+class Small(Many):
     """`shape` small tensors, of 64 to 4096 elements, evenly in the logarithm."""
 
     @property
     def name(self) -> str:
         return f"{self.shown} {self.dtype_name} of {self.shape[0]} small tensors{self.conditions}"
 
-    def tensors(self) -> list[Tensor]:
+    def shapes(self) -> list[tuple[int, ...]]:
         count = self.shape[0]
-        return [torch.ones(round(64 * 64 ** (k * 7919 % count / count)), dtype=self.dtype) for k in range(count)]
+        return [(round(64 * 64 ** (k * 7919 % count / count)),) for k in range(count)]
 
 
 @dataclass(frozen=True)
-class Parameters(Ring):
+class Parameters(Many):
     """The matrices of `torch.nn.Transformer()`, as its constructor initialises them."""
 
     @property
     def name(self) -> str:
         return f"torch.nn.Transformer {self.dtype_name}{self.conditions}"
 
-    def tensors(self) -> list[Tensor]:
-        made = torch.nn.Transformer(dtype=self.dtype, batch_first=True)
-        return [parameter.detach() for parameter in made.parameters() if parameter.dim() > 1]
+    def shapes(self) -> list[tuple[int, ...]]:
+        made = torch.nn.Transformer(device="meta", batch_first=True)
+        return [tuple(parameter.shape) for parameter in made.parameters() if parameter.dim() > 1]
 
 
 @dataclass(frozen=True)
@@ -146,16 +178,16 @@ class Limit(Case):
                 "stores": stores([tensor])}  # fmt: skip
 
 
-def ring(function: str, exponent: int, together: bool = False) -> Ring:
-    return Ring(function, NOTHING, torch.float32, square(exponent), memory="cold", together=together)
+def ring(function: str, exponent: int, how: str = "calls", busy: bool = False) -> Ring:
+    return Ring(function, NOTHING, torch.float32, square(exponent), memory="cold", how=how, busy=busy)
 
 
-def small(count: int = 10_000) -> Small:
-    return Small("normal_", NOTHING, torch.float32, (count,), memory="cold", together=True)
+def small(count: int = 10_000, how: str = "batch") -> Small:
+    return Small("normal_", NOTHING, torch.float32, (count,), memory="cold", how=how)
 
 
-def parameters(together: bool = False) -> Parameters:
-    return Parameters("xavier_uniform_", NOTHING, torch.float32, square(18), memory="cold", together=together)
+def parameters(how: str = "calls", busy: bool = False) -> Parameters:
+    return Parameters("xavier_uniform_", NOTHING, torch.float32, (), memory="cold", how=how, busy=busy)
 
 
 def model_in_batch() -> ModelInBatch:

@@ -135,7 +135,7 @@ def others() -> Iterator[Floor]:
 def many() -> Iterator[Floor]:
     """Real models: many tensors, cold memory, one call each, or in one batch."""
     yield Floor(cold.parameters(), (torchs(9, 2.5),))
-    yield Floor(cold.parameters(together=True), (torchs(13, 2.5),))
+    yield Floor(cold.parameters("batch"), (torchs(13, 2.5),))
     targets = {"uniform_": (6, 7, 9, 11), "normal_": (5, 7, 10, 13)}
     for function, least in targets.items():
         for exponent, target in zip((16, 18, 20, 22), least, strict=True):
@@ -143,8 +143,12 @@ def many() -> Iterator[Floor]:
     for function in targets:
         for exponent, most in ((14, 2.0), (16, 1.2), (18, 1.2), (20, 1.2), (22, 1.2)):
             one = Bound("one", most, 3 * most, faster=False)
-            yield Floor(cold.ring(function, exponent, together=True), (one,), ci=exponent == 18)
+            yield Floor(cold.ring(function, exponent, "batch"), (one,), ci=exponent == 18)
     yield Floor(cold.small(), (torchs(3, 0.5),))
+    yield Floor(cold.small(how="list"), (torchs(8, 1),))
+    yield Floor(cold.parameters(busy=True), (torchs(1.0, 0.5),), ci=False)
+    for exponent in (12, 16, 20):
+        yield Floor(cold.ring("normal_", exponent, busy=True), (torchs(1.0, 0.5),), ci=False)
     yield Floor(cold.hot("normal_", 18), (Bound("alone", 1.6, 0.7, faster=True),))
     yield Floor(cold.model_in_batch(), (torchs(10, 1.2), fills(0.6, 2.6)))
     yield Floor(cold.limit("uniform_"), (Bound("stores", 2.2, 5, faster=False),))

@@ -23,7 +23,7 @@ from rich.table import Table
 from fastinit.commands import doctor
 
 from .floors import FIRST_USE, FIRST_USE_ROUGH, FIRST_USE_WISH, FLOORS, Bound, Floor
-from .timing import machine, medians, threads, words_of
+from .timing import machine, medians, words_of
 
 ATTEMPTS = 3
 LONGER = 1.5  # times the budget of the attempt before
@@ -56,7 +56,7 @@ Measure = Callable[[Floor, float], dict[str, float]]
 def measure(floor: Floor, budget: float) -> dict[str, float]:
     """Median seconds of what the floor's bounds compare."""
     names = ["fastinit", *(bound.against for bound in floor.bounds)]
-    with threads(floor.case.threads):
+    with floor.case.held():
         calls = floor.case.calls()
         chosen = [calls[name] for name in names]
         return dict(zip(names, medians(*chosen, budget=budget, least=LEAST, settle=floor.case.settle), strict=True))

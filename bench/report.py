@@ -25,7 +25,7 @@ from . import cases
 from .cases import Case
 from .measured import Measured, Report
 from .peers import PEERS, call_of
-from .timing import machine, medians, threads, words_of
+from .timing import machine, medians, words_of
 
 FOLDER = Path(__file__).parent / "results"
 # The pages with the table, and how many of its rows each shows.
@@ -51,7 +51,7 @@ QUICK = Sweep(sizes=(0, 4, 8, 12), table=12, peers=None, cached=12, budget=0.005
 
 def measure(case: Case, sweep: Sweep, peers: bool = False) -> Measured:
     missing = {}
-    with threads(case.threads):
+    with case.held():
         calls = case.calls()
         for peer in PEERS if peers else ():
             if peer.draws(case):

@@ -15,7 +15,7 @@ import pytest
 
 from bench.cases import Case
 from bench.peers import Peer, call_of
-from bench.timing import TICK, Call, estimate, threads
+from bench.timing import TICK, Call, estimate
 
 BUDGET, QUICK_BUDGET = 0.2, 0.02  # seconds a row
 LEAST, MOST = 3, 500  # rounds
@@ -28,7 +28,7 @@ def measure(benchmark: Any, request: pytest.FixtureRequest) -> Any:
     def measured(case: Case, name: str, call: Call) -> None:
         benchmark.group = case.call
         benchmark.name = f"{case.name.removeprefix(case.call).strip()} {name}"
-        with threads(case.threads):
+        with case.held():
             seconds = estimate(call)
             iterations = max(1, math.ceil(TICK / seconds))
             rounds = min(MOST, max(LEAST, int(budget / (seconds * iterations))))

@@ -9,8 +9,11 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
+import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from importlib import metadata
@@ -105,6 +108,19 @@ def threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def neighbour() -> Iterator[None]:
+    """Another process that keeps one of this process's cores busy."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    code = f"import os\nif {cores}: os.sched_setaffinity(0, {cores[-1:]})\nprint(flush=True)\nwhile True: pass"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        try:
+            process.stdout.readline()  # type: ignore[union-attr]
+            yield
+        finally:
+            process.kill()
 
 
 def machine() -> dict[str, str]:

@@ -31,11 +31,13 @@ from .initialisers import matrices
 from .initialisers.checks import in_values
 from .initialisers.constants import fill_later
 from .initialisers.fans import axes
+from .initialisers.lists import Streams, Targets, takes_lists
 from .initialisers.operators import draw_whole
 from .initialisers.quick import serve
 from .laws import Words
 
-T = TypeVar("T", bound=Target)
+T = TypeVar("T", bound=Targets)
+One = TypeVar("One", bound=Target)
 
 calculate_gain = originals.obedient(torch_init.calculate_gain)
 _calculate_fan_in_and_fan_out = torch_init._calculate_fan_in_and_fan_out
@@ -52,7 +54,7 @@ def uniform_(
     generator: Generator | None = None,
     *,
     fast: bool | None = None,
-    stream: Stream | None = None,
+    stream: Streams = None,
 ) -> T:
     """Fill with samples uniform on [a, b), as `torch.nn.init.uniform_`."""
     return serve("uniform_", tensor, (a, b), generator, fast, stream)
@@ -65,7 +67,7 @@ def normal_(
     generator: Generator | None = None,
     *,
     fast: bool | None = None,
-    stream: Stream | None = None,
+    stream: Streams = None,
 ) -> T:
     """Fill with samples of N(mean, std^2), as `torch.nn.init.normal_`; none beyond 6.77 std (9.5 in float64)."""
     return serve("normal_", tensor, (mean, std), generator, fast, stream)
@@ -80,7 +82,7 @@ def trunc_normal_(
     generator: Generator | None = None,
     *,
     fast: bool | None = None,
-    stream: Stream | None = None,
+    stream: Streams = None,
     bounds: str = "value",
 ) -> T:
     """Fill with samples of N(mean, std^2) given that they fall in [a, b], as `torch.nn.init.trunc_normal_`.
@@ -95,7 +97,8 @@ def trunc_normal_(
     return serve("trunc_normal_", tensor, (mean, std, a, b), generator, fast, stream)
 
 
-def bits_(tensor: T, generator: Generator | None = None, *, stream: Stream | None = None) -> T:
+@takes_lists
+def bits_(tensor: One, generator: Generator | None = None, *, stream: Stream | None = None) -> One:
     """Fill an int32 tensor with raw Philox words (element i: as float32 laws see it). For tests of the generator.
 
     Raises `TypeError` for another dtype, `RuntimeError` where kernels cannot write the tensor.
@@ -110,7 +113,8 @@ def bits_(tensor: T, generator: Generator | None = None, *, stream: Stream | Non
     return tensor
 
 
-def constant_(tensor: T, val: Any) -> T:
+@takes_lists
+def constant_(tensor: One, val: Any) -> One:
     """Fill with `val`; torch.nn.init.constant_ itself, for shards too.
 
     A list or array fills in row-major order, and its last value whatever is left, as TensorFlow's
@@ -130,12 +134,14 @@ def constant_(tensor: T, val: Any) -> T:
     return tensor
 
 
-def ones_(tensor: T) -> T:
+@takes_lists
+def ones_(tensor: One) -> One:
     """Fill with 1; torch.nn.init.ones_ itself, for shards too."""
     return _filled("ones_", tensor, 1)
 
 
-def zeros_(tensor: T) -> T:
+@takes_lists
+def zeros_(tensor: One) -> One:
     """Fill with 0; torch.nn.init.zeros_ itself, for shards too."""
     return _filled("zeros_", tensor, 0)
 
@@ -146,7 +152,7 @@ def xavier_uniform_(
     generator: Generator | None = None,
     *,
     fast: bool | None = None,
-    stream: Stream | None = None,
+    stream: Streams = None,
     layout: str | None = None,
     fan_in: int | None = None,
     fan_out: int | None = None,
@@ -163,7 +169,7 @@ def xavier_normal_(
     generator: Generator | None = None,
     *,
     fast: bool | None = None,
-    stream: Stream | None = None,
+    stream: Streams = None,
     layout: str | None = None,
     fan_in: int | None = None,
     fan_out: int | None = None,
@@ -182,7 +188,7 @@ def kaiming_uniform_(
     generator: Generator | None = None,
     *,
     fast: bool | None = None,
-    stream: Stream | None = None,
+    stream: Streams = None,
     layout: str | None = None,
     fan_in: int | None = None,
     fan_out: int | None = None,
@@ -201,7 +207,7 @@ def kaiming_normal_(
     generator: Generator | None = None,
     *,
     fast: bool | None = None,
-    stream: Stream | None = None,
+    stream: Streams = None,
     layout: str | None = None,
     fan_in: int | None = None,
     fan_out: int | None = None,
@@ -212,15 +218,16 @@ def kaiming_normal_(
     return serve("kaiming_normal_", tensor, (a, mode, nonlinearity), generator, fast, stream, given, shaped=True)
 
 
+@takes_lists
 def orthogonal_(
-    tensor: T,
+    tensor: One,
     gain: float = 1,
     generator: Generator | None = None,
     *,
     fast: bool | None = None,
     stream: Stream | None = None,
     column_axis: int = 0,
-) -> T:
+) -> One:
     """A (semi) orthogonal matrix, Haar-distributed, times gain, as `torch.nn.init.orthogonal_` (Saxe et al. 2013).
 
     Narrower tensors are computed in float32 (where torch raises). A shard costs the memory and time of its
@@ -242,7 +249,7 @@ def orthogonal_(
     return tensor
 
 
-def columns_first(tensor: T, axis: int) -> T:
+def columns_first(tensor: One, axis: int) -> One:
     """The tensor with that dimension in front. Raises torch's `IndexError` for one that it does not have."""
     most = tensor.ndimension()
     if not -most <= axis < most:
@@ -252,15 +259,16 @@ def columns_first(tensor: T, axis: int) -> T:
     return tensor.permute(*order)  # type: ignore[return-value]
 
 
+@takes_lists
 def sparse_(
-    tensor: T,
+    tensor: One,
     sparsity: float,
     std: float = 0.01,
     generator: Generator | None = None,
     *,
     fast: bool | None = None,
     stream: Stream | None = None,
-) -> T:
+) -> One:
     """Normal samples with ceil(sparsity * rows) zeros in each column, as `torch.nn.init.sparse_` (Martens 2010).
 
     The zeros of a column are its smallest words in the stream's child "zeros": part of the stream contract.
@@ -273,7 +281,8 @@ def sparse_(
     return draw_whole("sparse_", by, tensor, (sparsity, std), generator, stream)
 
 
-def eye_(tensor: T) -> T:
+@takes_lists
+def eye_(tensor: One) -> One:
     """The identity matrix, as `torch.nn.init.eye_`; a shard gets its part of it."""
     if isinstance(tensor, Shard) and tensor.ndimension() == 2 and not decided_by_others("eye_", tensor):
         matrices.eye(tensor)
@@ -281,7 +290,8 @@ def eye_(tensor: T) -> T:
     return call("eye_", tensor)
 
 
-def dirac_(tensor: T, groups: int = 1) -> T:
+@takes_lists
+def dirac_(tensor: One, groups: int = 1) -> One:
     """The Dirac delta of a convolution's weight, as `torch.nn.init.dirac_`, with no loop over channels."""
     if decided_by_others("dirac_", tensor):
         return call("dirac_", tensor, groups)
@@ -296,7 +306,7 @@ def dirac_(tensor: T, groups: int = 1) -> T:
     return tensor
 
 
-def _filled(name: str, tensor: T, value: Any, *arguments: Any) -> T:
+def _filled(name: str, tensor: One, value: Any, *arguments: Any) -> One:
     if is_open() and fill_later(name, tensor, value):
         return tensor
     if isinstance(tensor, Shard):
@@ -306,30 +316,30 @@ def _filled(name: str, tensor: T, value: Any, *arguments: Any) -> T:
 
 
 @originals.obedient
-def _no_grad_uniform_(tensor: T, a: float, b: float, generator: Generator | None = None) -> T:
+def _no_grad_uniform_(tensor: One, a: float, b: float, generator: Generator | None = None) -> One:
     return uniform_(tensor, a, b, generator)
 
 
 @originals.obedient
-def _no_grad_normal_(tensor: T, mean: float, std: float, generator: Generator | None = None) -> T:
+def _no_grad_normal_(tensor: One, mean: float, std: float, generator: Generator | None = None) -> One:
     return normal_(tensor, mean, std, generator)
 
 
 @originals.obedient
 def _no_grad_trunc_normal_(
-    tensor: T, mean: float, std: float, a: float, b: float, generator: Generator | None = None
-) -> T:
+    tensor: One, mean: float, std: float, a: float, b: float, generator: Generator | None = None
+) -> One:
     return trunc_normal_(tensor, mean, std, a, b, generator)
 
 
 @originals.obedient
-def _no_grad_fill_(tensor: T, val: Any) -> T:
+def _no_grad_fill_(tensor: One, val: Any) -> One:
     settle(tensor, val)
     return torch_init._no_grad_fill_(tensor, val)  # type: ignore[no-any-return]
 
 
 @originals.obedient
-def _no_grad_zero_(tensor: T) -> T:
+def _no_grad_zero_(tensor: One) -> One:
     settle(tensor)
     return torch_init._no_grad_zero_(tensor)  # type: ignore[no-any-return]
 

@@ -19,19 +19,22 @@ from .drawing import originals
 from .drawing.regions import Target
 from .drawing.streams import Stream
 from .initialisers.each import fill_each
+from .initialisers.lists import Streams, Targets, takes_lists
 from .initialisers.quick import METHOD, serve
 
-T = TypeVar("T", bound=Target)
+T = TypeVar("T", bound=Targets)
+One = TypeVar("One", bound=Target)
 
 
+@takes_lists
 def bernoulli_(
-    tensor: T,
+    tensor: One,
     p: Any = 0.5,
     generator: Generator | None = None,
     *,
     fast: bool | None = None,
     stream: Stream | None = None,
-) -> T:
+) -> One:
     """1 with probability p in [0, 1], else 0, as `torch.Tensor.bernoulli_`; exact to 2^-53, in every dtype.
 
     p may be a tensor of floating-point numbers that broadcasts to the tensor's shape (a shard's local one): a
@@ -52,7 +55,7 @@ def cauchy_(
     generator: Generator | None = None,
     *,
     fast: bool | None = None,
-    stream: Stream | None = None,
+    stream: Streams = None,
 ) -> T:
     """Cauchy samples, half of them within sigma > 0 of the median, as `torch.Tensor.cauchy_`."""
     return serve("cauchy_", tensor, (median, sigma), generator, fast, stream, elsewhere=METHOD)
@@ -64,7 +67,7 @@ def exponential_(
     generator: Generator | None = None,
     *,
     fast: bool | None = None,
-    stream: Stream | None = None,
+    stream: Streams = None,
 ) -> T:
     """Exponential samples with mean 1 / lambd, lambd > 0, as `torch.Tensor.exponential_`."""
     return serve("exponential_", tensor, (lambd,), generator, fast, stream, elsewhere=METHOD)
@@ -76,7 +79,7 @@ def geometric_(
     generator: Generator | None = None,
     *,
     fast: bool | None = None,
-    stream: Stream | None = None,
+    stream: Streams = None,
 ) -> T:
     """The number of trials to the first success, each of probability p in (0, 1), as `torch.Tensor.geometric_`.
 
@@ -92,7 +95,7 @@ def log_normal_(
     generator: Generator | None = None,
     *,
     fast: bool | None = None,
-    stream: Stream | None = None,
+    stream: Streams = None,
 ) -> T:
     """The exponentials of N(mean, std^2), std > 0, as `torch.Tensor.log_normal_`."""
     return serve("log_normal_", tensor, (mean, std), generator, fast, stream, elsewhere=METHOD)
@@ -103,7 +106,7 @@ def random_(
     *bounds: int | None,
     generator: Generator | None = None,
     fast: bool | None = None,
-    stream: Stream | None = None,
+    stream: Streams = None,
 ) -> T:
     """Whole numbers, all alike, as `torch.Tensor.random_`: `random_(t)`, `random_(t, to)` or `random_(t, from, to)`.
 

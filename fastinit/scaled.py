@@ -15,13 +15,12 @@ from typing import Any, TypeVar
 
 from torch import Generator
 
-from .drawing.regions import Target
-from .drawing.streams import Stream
 from .init import normal_
 from .initialisers.fans import axes
+from .initialisers.lists import Streams, Targets
 from .initialisers.quick import Elsewhere, serve
 
-T = TypeVar("T", bound=Target)
+T = TypeVar("T", bound=Targets)
 F = TypeVar("F", bound=Callable[..., Any])
 # The distributions, and who draws each in torch.nn.init.
 DISTRIBUTIONS = {
@@ -39,7 +38,7 @@ def variance_scaling_(
     generator: Generator | None = None,
     *,
     fast: bool | None = None,
-    stream: Stream | None = None,
+    stream: Streams = None,
     layout: str | None = None,
     fan_in: int | None = None,
     fan_out: int | None = None,
@@ -121,7 +120,7 @@ def depth_scaled_normal_(
     generator: Generator | None = None,
     *,
     fast: bool | None = None,
-    stream: Stream | None = None,
+    stream: Streams = None,
 ) -> T:
     """Normal with standard deviation std / sqrt(2 depth), for what is added to a residual stream of that many layers.
 
@@ -145,7 +144,7 @@ def mup_normal_(
     generator: Generator | None = None,
     *,
     fast: bool | None = None,
-    stream: Stream | None = None,
+    stream: Streams = None,
 ) -> T:
     """Normal whose standard deviation follows a model's width, so that a narrow one's hyperparameters stay right (muP).
 

@@ -20,12 +20,14 @@ from .drawing.route import TORCH, way
 from .drawing.streams import Stream, source
 from .init import eye_, orthogonal_
 from .initialisers import matrices
+from .initialisers.lists import takes_lists
 from .initialisers.operators import draw_whole, whole
 from .samplers import bernoulli_
 
 T = TypeVar("T", bound=Target)
 
 
+@takes_lists
 def identity_(tensor: T, gain: float = 1.0) -> T:
     """The identity matrix times gain, as TensorFlow 1's `identity_initializer` and Keras's `Identity`.
 
@@ -38,6 +40,7 @@ def identity_(tensor: T, gain: float = 1.0) -> T:
     return tensor
 
 
+@takes_lists
 def delta_orthogonal_(
     tensor: T,
     gain: float = 1.0,
@@ -67,6 +70,7 @@ def delta_orthogonal_(
     return tensor
 
 
+@takes_lists
 def convolution_orthogonal_(
     tensor: T,
     gain: float = 1.0,

@@ -134,6 +134,9 @@ class Job(Protocol):
     def add_plan(self, plan: Any, out: torch.Tensor, address: int, count: int, seed: int, stream_id: int) -> None:
         """A fill by what the engine has planned for a call like this one."""
 
+    def add_plans(self, plans: Sequence[Any], outs: Sequence[torch.Tensor], *given: Any) -> None:
+        """The same of many tensors: what `given` is, the engine says."""
+
     def add_constant(self, out: torch.Tensor, element: bytes) -> None:
         """Each element of a contiguous tensor becomes these bytes. Raises `KernelMissing`."""
 

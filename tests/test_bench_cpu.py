@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -345,8 +346,8 @@ def test_the_suite_runs(tmp_path):
 # --- many tensors ----------------------------------------------------------------------------------
 
 
-MANY = [cold.ring("uniform_", 12), cold.ring("normal_", 12, together=True), cold.small(50), cold.hot("normal_", 12),
-        cold.limit("uniform_", 12)]  # fmt: skip
+MANY = [cold.ring("uniform_", 12), cold.ring("normal_", 12, "batch"), cold.small(50), cold.small(50, "list"),
+        cold.hot("normal_", 12), cold.limit("uniform_", 12), cold.parameters(), cold.parameters("batch")]  # fmt: skip
 
 
 @pytest.mark.parametrize("case", MANY, ids=lambda case: case.name)
@@ -354,16 +355,30 @@ def test_cases_of_many_tensors_write_all_of_them(case, monkeypatch):
     """What is timed fills each tensor, whoever does it; drawn from one seed, in a batch or not, to the same bits."""
     monkeypatch.setattr(cold, "COLD", 1 << 18)
     made = []
-    right = type(case).tensors if isinstance(case, cold.Ring) else type(case).tensor
+    right = type(case).tensors if isinstance(case, cold.Many) else type(case).tensor
     monkeypatch.setattr(type(case), right.__name__, lambda self: made.append(right(self)) or made[-1])
     calls = case.calls()
     assert calls.keys() >= set(case.contenders)
-    tensors = made[-1] if isinstance(case, cold.Ring) else [made[-1]]
+    tensors = made[-1] if isinstance(case, cold.Many) else [made[-1]]
+    assert sum(tensor.numel() for tensor in tensors) == case.elements
     for name in set(case.contenders) - {"one"}:
         for tensor in tensors:
             tensor.fill_(7.0)
         calls[name]()
         assert all((tensor != 7).float().mean() > 0.9 for tensor in tensors), name
+
+
+def test_a_busy_neighbour_is_there_while_a_case_is_timed_and_gone_afterwards():
+    """It takes a core's time: some of what passes, on a machine that is busy itself."""
+
+    def childrens_time(busy: bool) -> float:
+        before = sum(os.times()[2:4])  # of children that have ended
+        with cold.ring("uniform_", 12, busy=busy).held():
+            time.sleep(0.4)
+        return sum(os.times()[2:4]) - before
+
+    assert childrens_time(busy=True) > 0.1
+    assert childrens_time(busy=False) == 0.0
 
 
 def test_names_of_all_rows_differ():

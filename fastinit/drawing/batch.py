@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -41,6 +40,8 @@ class batch:
     Raises `RuntimeError` where the same object is entered twice at a time.
     """
 
+    watched = True  # whether anything but fastinit happens within it
+
     def __init__(self) -> None:
         self.over = True
         self.thread = 0
@@ -64,6 +65,12 @@ class batch:
                 draw([*opened(self.around), self])
         finally:
             self.jobs = []
+
+
+class closed(batch):
+    """A batch of fastinit's own, in which nobody has the time to take a tensor's memory away."""
+
+    watched = False
 
 
 # The open blocks, the innermost last; some may be over.
@@ -98,9 +105,10 @@ def pending(engine: JobEngine | Plan) -> Job | None:
 
 def fill(plan: Plan, tensor: Tensor, address: int, count: int, seed: int, stream_id: int) -> None:
     """A fill by a plan, of a contiguous tensor: at the end of the block if there is one."""
-    job = None
-    with contextlib.suppress(KernelMissing):
+    try:
         job = pending(plan)
+    except KernelMissing:
+        job = None
     if job is None:
         plan.draw(address, count, seed, stream_id)
     else:
@@ -148,14 +156,16 @@ def reaches(job: Job, thing: Any) -> bool:
 
 def draw(open_here: list[batch]) -> None:
     """Draw what these blocks have pending, in order."""
-    taken = [job for block in open_here for job in block.jobs]
+    taken = [(job, block.watched) for block in open_here for job in block.jobs]
     for block in open_here:
         block.jobs = []
-    for job in taken:
-        job.check()
-    for job in taken:
-        # Once more than at the call, so that autograd knows that what was used in between was something else.
-        increment_version(tuple(tensor for tensor in job.tensors() if not tensor.is_inference()))
+    for job, watched in taken:
+        if watched:
+            job.check()
+    for job, watched in taken:
+        if watched:
+            # Once more than at the call, so that autograd knows that what was used in between was something else.
+            increment_version(tuple(tensor for tensor in job.tensors() if not tensor.is_inference()))
         job.do()
 
 

@@ -9,7 +9,9 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ..kernels.contract import GPUS
 from .regions import Shard, Target
@@ -121,6 +123,12 @@ def drawn_seed(generator: torch.Generator | None) -> int:
         return _digest((generator.initial_seed() & MASK).to_bytes(8, "little"), offset.to_bytes(8, "little"))
     number = torch.empty((), dtype=torch.int64, device=generator.device)
     return number.random_(LOWEST, None, generator=generator).item() & MASK  # type: ignore[operator]
+
+
+def drawn_seeds(generator: torch.Generator | None, count: int) -> NDArray[np.uint64]:
+    """What so many calls of `drawn_seed` return, of torch's default CPU generator or another one of the CPU."""
+    numbers = torch.empty(count, dtype=torch.int64, device="cpu")
+    return numbers.random_(LOWEST, None, generator=generator).numpy().view(np.uint64)
 
 
 def source(target: Target, generator: torch.Generator | None, stream: Stream | None) -> Stream:

@@ -19,7 +19,7 @@ def fill_later(name: str, target: Target, value: Any) -> bool:
     """Put off a call of torch.nn.init's function `name`, which fills with `value`; False where it must be made now."""
     local = local_of(target)
     replaced = any(standing.get(one) is not originals[one] for one in (name, "_no_grad_fill_", "_no_grad_zero_"))
-    if replaced or type(value) not in (int, float) or in_graph():
+    if replaced or type(value) not in (int, float) or not isinstance(local, torch.Tensor) or in_graph():
         return False
     if outside_contract(local, (local.dtype,)) is not None or not (local.is_cpu and local.is_contiguous()):
         return False

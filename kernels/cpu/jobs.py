@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import operator
+import struct
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, UntypedStorage
 
 from ..contract import SAMPLERS, Draw, KernelMissing, block_size, width_of
 from ..runs import Runs, extent, runs_of
@@ -22,6 +24,7 @@ from .rows import (
     ADDRESS,
     COUNT,
     END,
+    ENTRY,
     FIRST,
     KERNEL,
     LEAD,
@@ -46,6 +49,8 @@ from .rows import (
 THREADS_FROM = 1 << 14  # elements; below, handing over takes longer than drawing
 # Bytes of a job; from here on, stores are non-temporal: what it writes does not stay in the cache anyway.
 STREAMING_FROM = 1 << 20
+ASKED_TOGETHER = 512  # tensors, whose objects the L2 cache keeps meanwhile
+BYTES = operator.attrgetter("nbytes")
 HUGE_PAGES_FROM = 16 << 20  # bytes of a tensor; twice as fast on fresh memory from here on
 
 
@@ -108,16 +113,12 @@ def plan(draw: Draw, dtype: torch.dtype, form: Form = "long") -> Plan:
     return Plan(loading.entry("fill"), address_of(pattern), THREADS_FROM - 1, most, size, pattern)
 
 
-Entry = tuple[int, int, int, int, int]  # a row, or a pattern and what to fill in; see `team.lay_out`
-
-
-class Fill(NamedTuple):
-    """One fill of a job."""
-
-    entry: Entry
-    tensor: Tensor  # what it writes, by which one tells whether the memory is still there
-    owned: Any  # memory that the row refers to
-    extent: tuple[int, int] | None = None  # of a tensor with gaps, or in another order
+# What a job remembers of a fill, one behind the other: the tensor, by which one tells whether its memory is still there
+# (or a list of tensors); what owns the memory that its entry refers to; where it begins and ends in memory, if it has
+# gaps or another order, or None; and its entry (see `rows.ENTRY`; or the address of a row, and zeros), as bytes.
+FILL = 4
+ENTRY_BYTES = 8 * ENTRY
+pack = struct.Struct(f"{ENTRY}Q").pack
 
 
 class Job:
@@ -128,7 +129,8 @@ class Job:
 
     def __init__(self) -> None:
         loading.entry("lay_out"), loading.entry("run")  # now, not when it is too late
-        self.fills: list[Fill] = []
+        # In one list: Python's garbage collector would look at an object for each fill again and again.
+        self.fills: list[Any] = []
         self.laid_out: Table | None = None  # the first of them
 
     def add(self, form: Form, out: Tensor, runs: Runs, draw: Draw, first: int, owner: Tensor | None = None) -> None:
@@ -147,11 +149,19 @@ class Job:
 
     def add_row(self, row: array[int], out: Tensor, owned: Any, reach: tuple[int, int] | None = None) -> None:
         # In one step: a signal handler may add to the same job.
-        self.fills.append(Fill((address_of(row), 0, 0, 0, 0), out, owned, reach))
+        self.fills.extend((out, owned, reach, pack(address_of(row), 0, 0, 0, 0)))
 
     def add_plan(self, plan: Plan, out: Tensor, address: int, count: int, seed: int, stream_id: int) -> None:
         """A fill of a contiguous tensor, as `Plan.draw` makes it."""
-        self.fills.append(Fill((plan.pattern, address, count, seed, stream_id), out, plan))
+        self.fills.extend((out, plan, None, pack(plan.pattern, address, count, seed, stream_id)))
+
+    def add_plans(self, plans: Sequence[Plan], outs: Sequence[Tensor], *given: Any) -> None:
+        """The same of many tensors: their plans' patterns, addresses, counts, seeds and streams' ids, or one of each
+        for all."""
+        entries = np.empty((len(outs), ENTRY), np.uint64)
+        for place, several in enumerate(given):
+            entries[:, place] = several
+        self.fills.extend(([*outs], plans, None, entries.tobytes()))
 
     def add_fill(
         self, out: Tensor, draw: Draw, first: int, steps: Sequence[int] | None, owner: Tensor | None = None
@@ -171,19 +181,23 @@ class Job:
 
     def tensors(self) -> list[Tensor]:
         """What is to be written."""
-        return [fill.tensor for fill in self.fills]
+        together = (filled if type(filled) is list else (filled,) for filled in self.fills[::FILL])
+        return [*itertools.chain.from_iterable(together)]
 
     def table(self) -> Table:
         """A row for each fill, in order; and where in memory its elements begin and end."""
-        fills = tuple(self.fills)  # of which a signal handler may add one
-        if self.laid_out is None or len(self.laid_out.rows) != len(fills):
-            rows = lay_out([fill.entry for fill in fills])
+        fills = self.fills[:]  # to which a signal handler may add
+        if self.laid_out is None or self.laid_out.length != len(fills):
+            entries = fills[3::FILL]
+            rows = lay_out(np.frombuffer(b"".join(entries), np.uint64).reshape(-1, ENTRY))
             begins = rows[:, ADDRESS].copy()
             ends = begins + rows[:, COUNT] * rows[:, SIZE]
-            for number, fill in enumerate(fills):
-                if fill.extent is not None:
-                    begins[number], ends[number] = fill.extent
-            self.laid_out = Table(rows, begins, ends)
+            number = 0
+            for reach, entry in zip(fills[2::FILL], entries, strict=True):
+                if reach is not None:
+                    begins[number], ends[number] = reach
+                number += len(entry) // ENTRY_BYTES
+            self.laid_out = Table(rows, begins, ends, len(fills))
         return self.laid_out
 
     def touches(self, tensor: Tensor) -> bool:
@@ -191,19 +205,20 @@ class Job:
         if not self.fills or not tensor.numel():
             return False
         begin, end = extent(tensor)
-        _, begins, ends = self.table()
+        _, begins, ends, _ = self.table()
         return bool(((begins < np.uint64(end)) & (ends > np.uint64(begin))).any())
 
     def check(self) -> None:
         """Raise `RuntimeError` where a tensor has got other memory since its fill was added."""
-        rows, *reach = self.table()
-        sizes = rows[:, COUNT] * rows[:, SIZE]
-        places = (numbers.tolist() for numbers in (rows[:, ADDRESS], sizes, *reach))
-        for fill, address, size, begin, end in zip(self.fills, *places, strict=True):
-            tensor, storage = fill.tensor, fill.tensor.untyped_storage()
-            first = storage.data_ptr()
-            same = tensor.data_ptr() == address and tensor.nbytes == size
-            if not same or begin < first or end > first + storage.nbytes():
+        rows, begins, ends, _ = self.table()
+        sizes, tensors = rows[:, COUNT] * rows[:, SIZE], self.tensors()
+        for start in range(0, len(tensors), ASKED_TOGETHER):
+            some = slice(start, start + ASKED_TOGETHER)
+            storages = [*map(Tensor.untyped_storage, tensors[some])]
+            first, room = (numbers(map(ask, storages)) for ask in (UntypedStorage.data_ptr, UntypedStorage.nbytes))
+            address, size = numbers(map(Tensor.data_ptr, tensors[some])), numbers(map(BYTES, tensors[some]))
+            same = (address == rows[some, ADDRESS]) & (size == sizes[some])
+            if not (same & (begins[some] >= first) & (ends[some] <= first + room)).all():
                 raise RuntimeError(
                     "a tensor has got other memory since it was to be filled (by `.data =`, `.to()` or `resize_` in a "
                     "batch): nothing that is pending is drawn"
@@ -214,8 +229,8 @@ class Job:
         if not self.fills:
             return
         table = self.table()
-        for numbers in in_order(table):
-            rows = table.rows if len(numbers) == len(self.fills) else again(table.rows, numbers)
+        for chosen in in_order(table):
+            rows = table.rows if len(chosen) == len(table.rows) else again(table.rows, chosen)
             length = int(rows[-1, END])
             threads = torch.get_num_threads() if length >= THREADS_FROM else 1
             helpers.run(rows.ctypes.data, len(rows), length, threads)
@@ -227,18 +242,25 @@ class Table(NamedTuple):
     rows: NDArray[np.uint64]
     begins: NDArray[np.uint64]
     ends: NDArray[np.uint64]
+    length: int  # of the job's `fills` of which it was made
 
 
-def lay_out(entries: Sequence[Entry]) -> NDArray[np.uint64]:
-    """Rows, as `team.lay_out` makes them."""
-    numbers, rows = array("Q", itertools.chain.from_iterable(entries)), np.zeros((len(entries), WORDS), np.uint64)
-    loading.entry("lay_out")(address_of(numbers), len(entries), rows.ctypes.data, STREAMING_FROM)
+def lay_out(entries: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Rows, as `team.lay_out` makes them of entries."""
+    rows = np.zeros((len(entries), WORDS), np.uint64)
+    loading.entry("lay_out")(entries.ctypes.data, len(entries), rows.ctypes.data, STREAMING_FROM)
     return rows
 
 
-def again(rows: NDArray[np.uint64], numbers: Sequence[int]) -> NDArray[np.uint64]:
+def again(rows: NDArray[np.uint64], chosen: Sequence[int]) -> NDArray[np.uint64]:
     """The rows of these numbers, as a table of their own."""
-    return lay_out([(rows[number].ctypes.data, 0, 0, 0, 0) for number in numbers])
+    entries = np.zeros((len(chosen), ENTRY), np.uint64)
+    entries[:, 0] = rows.ctypes.data + ROW_BYTES * np.asarray(chosen)
+    return lay_out(entries)
+
+
+def numbers(of: Iterable[int]) -> NDArray[np.uint64]:
+    return np.fromiter(of, np.uint64)
 
 
 def in_order(table: Table) -> list[Sequence[int]]:
@@ -246,7 +268,7 @@ def in_order(table: Table) -> list[Sequence[int]]:
 
     What a later row writes anew as a whole is left out.
     """
-    rows, begins, ends = table
+    rows, begins, ends, _ = table
     order = np.argsort(begins, kind="stable")
     if not (begins[order][1:] < np.maximum.accumulate(ends[order])[:-1]).any():
         return [range(len(rows))]

@@ -25,6 +25,7 @@ SAMPLES, SUMS = 8, 9
 WORDS = 16
 ROW_BYTES = 8 * WORDS
 
+ENTRY = 5  # numbers of which `team.lay_out` makes a row: a pattern, and an address, a count, a seed and a stream's id
 MASK = (1 << 64) - 1
 
 

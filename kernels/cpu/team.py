@@ -25,6 +25,7 @@ from .rows import (
     ADDRESS,
     COUNT,
     END,
+    ENTRY,
     KERNEL,
     LEAD,
     LENGTH,
@@ -323,13 +324,13 @@ def room_on_line(row):
 
 
 def lay_out(entries, number, rows, streaming_from):
-    """Make rows of entries: five numbers each, a pattern and what to fill in.
+    """Make rows of entries; see `rows.ENTRY`.
 
     From so many bytes in all, stores are non-temporal.
     """
     end = size = 0
     for k in range(number):
-        entry, row = entries + 40 * k, rows + ROW_BYTES * k
+        entry, row = entries + 8 * ENTRY * k, rows + ROW_BYTES * k
         given = load_int64(entry + 8), load_int64(entry + 16), load_int64(entry + 24), load_int64(entry + 32)
         fill_in(row, load_int64(entry), *given)
         end += room_on_line(row)
