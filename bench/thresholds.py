@@ -9,17 +9,21 @@ because a model's tensors are cold.
 from __future__ import annotations
 
 import itertools
+import os
+import statistics
+import time
 from collections.abc import Callable
 
 import torch
 
 from fastinit.kernels.contract import Draw
-from fastinit.kernels.cpu import jobs
+from fastinit.kernels.cpu import helpers, jobs, loading
 from fastinit.kernels.cpu.engine import CpuEngine
+from fastinit.kernels.cpu.forms import LINE
 from fastinit.laws import Normal, Uniform
 
 from .cold import COLD
-from .timing import medians
+from .timing import medians, once
 
 NORMAL = Draw(*Normal(0.0, 1.0).parameters(torch.float32), 1, 1)
 UNIFORM = Draw(*Uniform(0.0, 1.0).parameters(torch.float32), 1, 1)
@@ -63,10 +67,32 @@ def fresh(size: int, threshold: int) -> Callable[[], None]:
     return fill
 
 
+def hand_over(threads: int) -> Callable[[], None]:
+    """A job of a row for each thread, each a cache line long: what handing over costs, and nothing else."""
+    job = jobs.Job()
+    for tensor in torch.zeros(threads, LINE // 4):
+        job.add_constant(tensor, bytes(4))
+    run_apart, team = loading.entry("run_apart"), helpers.team(threads)
+    return lambda: run_apart(job.table().rows.ctypes.data, threads, threads, team)
+
+
+def after_a_nap(call: Callable[[], None]) -> float:
+    """Median seconds of a call when all helpers sleep."""
+    taken = []
+    for _ in range(30):
+        time.sleep(0.005)
+        taken.append(once(call))
+    return statistics.median(taken)
+
+
 def main() -> None:
     print(f"threads: {torch.get_num_threads()}")
     compare("THREADS_FROM: one thread, all threads", range(14, 23), (NEVER, NEVER), (0, NEVER))
     compare("STREAMING_FROM: stores through the cache, around it", range(17, 25), (0, NEVER), (0, 0))
+    print(f"\nhanding over to helpers on {os.cpu_count()} cores: awake, asleep (and left asleep)")
+    for count in (1, 2, 4, 8, 16, 32, 64):
+        call = hand_over(count)
+        print(f"{count:5} threads  {medians(call)[0] * 1e6:9.2f} us  {after_a_nap(call) * 1e6:9.2f} us")
     print("\nHUGE_PAGES_FROM: fresh memory without advice, with advice")
     for shift in range(21, 29):
         without, advised = medians(fresh(1 << shift, NEVER), fresh(1 << shift, 0))

@@ -1,7 +1,7 @@
 """torch.nn.init, compiled: the same names, signatures, return values, errors and warnings.
 
-Every function takes torch's own arguments, and a `fastinit.shard` in place of a tensor. Those that draw
-also take, by keyword:
+Every function takes torch's own arguments; and in place of a tensor a `fastinit.shard`, or a list or tuple of either,
+which it fills as a loop would, but together (see `initialisers.lists`). Those that draw also take, by keyword:
 
 * `fast`: None draws with the fastest engine that can, and leaves to torch.nn.init what the stream contract does not
   cover; True insists on a compiled engine; False is torch.nn.init itself, with its own bits.
@@ -21,15 +21,14 @@ import torch
 from torch import Generator
 
 from .drawing import originals
-from .drawing.batch import is_open, settle
+from .drawing.batch import settle
 from .drawing.fill import fill
 from .drawing.originals import call, torch_init
 from .drawing.regions import Shard, Target, local_of
 from .drawing.route import TORCH, decided_by_others, outside_contract, refuse_inference_write, way
 from .drawing.streams import Stream, check_source
-from .initialisers import matrices
+from .initialisers import constants, matrices
 from .initialisers.checks import in_values
-from .initialisers.constants import fill_later
 from .initialisers.fans import axes
 from .initialisers.lists import Streams, Targets, takes_lists
 from .initialisers.operators import draw_whole
@@ -113,17 +112,21 @@ def bits_(tensor: One, generator: Generator | None = None, *, stream: Stream | N
     return tensor
 
 
-@takes_lists
-def constant_(tensor: One, val: Any) -> One:
-    """Fill with `val`; torch.nn.init.constant_ itself, for shards too.
+def constant_(tensor: T, val: Any) -> T:
+    """Fill with `val`, as `torch.nn.init.constant_`; shards too.
 
     A list or array fills in row-major order, and its last value whatever is left, as TensorFlow's
     `constant_initializer` does. Raises `ValueError` where there are more values than elements, or none.
     """
+    return tensor if constants.fill("constant_", tensor, val) else _constant(tensor, val)
+
+
+@takes_lists
+def _constant(tensor: Any, val: Any) -> Any:
     settle(val)
     several = isinstance(val, (list, tuple)) or (isinstance(val, (np.ndarray, torch.Tensor)) and val.ndim > 0)
     if not several or decided_by_others("constant_", tensor):
-        return _filled("constant_", tensor, val, val)
+        return _filled(tensor, "constant_", val, val)
     own = None if isinstance(val, (np.ndarray, torch.Tensor)) else tensor.dtype  # a list's numbers are not float32 yet
     values = torch.as_tensor(val, dtype=own).flatten()
     if not 0 < values.numel() <= max(tensor.numel(), 1):
@@ -134,16 +137,14 @@ def constant_(tensor: One, val: Any) -> One:
     return tensor
 
 
-@takes_lists
-def ones_(tensor: One) -> One:
-    """Fill with 1; torch.nn.init.ones_ itself, for shards too."""
-    return _filled("ones_", tensor, 1)
+def ones_(tensor: T) -> T:
+    """Fill with 1, as `torch.nn.init.ones_`; shards too."""
+    return tensor if constants.fill("ones_", tensor, 1) else _filled(tensor, "ones_", 1)
 
 
-@takes_lists
-def zeros_(tensor: One) -> One:
-    """Fill with 0; torch.nn.init.zeros_ itself, for shards too."""
-    return _filled("zeros_", tensor, 0)
+def zeros_(tensor: T) -> T:
+    """Fill with 0, as `torch.nn.init.zeros_`; shards too."""
+    return tensor if constants.fill("zeros_", tensor, 0) else _filled(tensor, "zeros_", 0)
 
 
 def xavier_uniform_(
@@ -306,13 +307,12 @@ def dirac_(tensor: One, groups: int = 1) -> One:
     return tensor
 
 
-def _filled(name: str, tensor: One, value: Any, *arguments: Any) -> One:
-    if is_open() and fill_later(name, tensor, value):
+@takes_lists
+def _filled(tensor: Any, name: str, value: Any, *arguments: Any) -> Any:
+    if constants.fill(name, tensor, value):
         return tensor
-    if isinstance(tensor, Shard):
-        call(name, tensor.local, *arguments)
-        return tensor
-    return call(name, tensor, *arguments)
+    made = call(name, local_of(tensor), *arguments)
+    return tensor if isinstance(tensor, Shard) else made
 
 
 @originals.obedient

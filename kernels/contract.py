@@ -137,9 +137,6 @@ class Job(Protocol):
     def add_plans(self, plans: Sequence[Any], outs: Sequence[torch.Tensor], *given: Any) -> None:
         """The same of many tensors: what `given` is, the engine says."""
 
-    def add_constant(self, out: torch.Tensor, element: bytes) -> None:
-        """Each element of a contiguous tensor becomes these bytes. Raises `KernelMissing`."""
-
     def tensors(self) -> list[torch.Tensor]:
         """What is to be written."""
 

@@ -1,7 +1,8 @@
 """torch.nn.init against fastinit on a module's own parameters: how long, how much memory, and is it the right law?
 
 `compare` records what the module's `reset_parameters` calls, and replays the last call of each parameter with both, in
-place, in turns. Samples are judged by the law that the call promises, never by each other.
+place, in turns, on memory that no cache holds: call by call, and fastinit's once more in one batch. Samples are judged
+by the law that the call promises, never by each other.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch.nn.init
 from torch import Tensor
 
 from .. import init
+from ..drawing.batch import batch
 from ..drawing.fill import fill
 from ..drawing.route import outside_contract
 from ..drawing.streams import Stream
@@ -31,6 +33,7 @@ from ..kernels.dtypes import FORMATS
 from ..laws import Law, Normal
 from ..laws.judge import Observed, ks_distance, moments
 from ..models.record import Call, drawn_by_torch, record
+from . import limit
 
 SIDES: dict[str, Any] = {"torch": torch.nn.init, "fastinit": init}
 SAMPLE = 1_000_000  # elements of a group that the check looks at
@@ -70,9 +73,16 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """The whole comparison. `memory` is each side's peak above what was in use before, in bytes, None if unknown."""
+    """The whole comparison.
+
+    `batch` is the seconds of all of it in one batch of fastinit's, `stores` those of non-temporal stores alone, the
+    limit of the machine (None where they cannot be timed). `memory` is each side's peak above what was in use before,
+    in bytes, None if unknown.
+    """
 
     rows: tuple[Row, ...]
+    batch: float
+    stores: float | None
     preparation: float
     memory: dict[str, int | None]
     passes: int
@@ -103,7 +113,7 @@ def compare(module: torch.nn.Module, *, seed: int = 0, repeat: int | None = None
         memory, observed = {}, {}
         for side in SIDES:
             memory[side], observed[side] = watched(groups, side, seed, bar.update)
-        seconds = timed(groups, seed, repeat, bar)
+        seconds, together = timed(groups, seed, repeat, bar)
     rows = tuple(
         Row(
             group,
@@ -113,7 +123,8 @@ def compare(module: torch.nn.Module, *, seed: int = 0, repeat: int | None = None
         for number, group in enumerate(groups)
     )
     without_law = sum(1 for _ in module.parameters()) - len(calls)
-    return Comparison(rows, preparation, memory, len(seconds["torch"]), without_law)
+    batch, stores = (statistics.median(taken) if taken else None for taken in together.values())
+    return Comparison(rows, batch or 0.0, stores, preparation, memory, len(seconds["torch"]), without_law)
 
 
 # --- groups and their laws ---------------------------------------------------------------------
@@ -163,18 +174,32 @@ def prepare(groups: Sequence[Group]) -> float:
     return time.perf_counter() - begin
 
 
-def timed(groups: Sequence[Group], seed: int, repeat: int | None, bar: Any) -> dict[str, list[list[float]]]:
-    """The seconds of every group, in every pass of each side. The sides take turns."""
+def timed(
+    groups: Sequence[Group], seed: int, repeat: int | None, bar: Any
+) -> tuple[dict[str, list[list[float]]], dict[str, list[float]]]:
+    """The seconds of every group, in every pass of each side; and of all groups in one batch, and by stores alone.
+
+    All take turns, each on memory that no cache holds.
+    """
     times: dict[str, list[list[float]]] = {side: [] for side in SIDES}
+    together: dict[str, list[float]] = {"batch": [], "stores": []}
+    cool, alone = limit.cooler(), limit.stores([call.tensor for group in groups for call in group.calls])
     passes, done = repeat or 1, 0
     while done < passes:
         bar.total += 2 * len(groups)
+        if alone is not None:
+            cool()
+            together["stores"].append(once(alone, []))
         for side in SIDES:
+            cool()
             times[side].append(replay(groups, side, seed + done, bar.update))
+        torch.manual_seed(seed + done)
+        cool()
+        together["batch"].append(once(functools.partial(draw_together, groups), groups))
         done += 1
         if done == 1 and repeat is None:
             passes = passes_for(sum(sum(times[side][0]) for side in SIDES))
-    return times
+    return times, together
 
 
 def passes_for(seconds: float) -> int:
@@ -191,19 +216,30 @@ def draw(group: Group, side: str) -> None:
         function(call.tensor, **call.arguments)
 
 
+def draw_together(groups: Sequence[Group]) -> None:
+    with batch():
+        for group in groups:
+            draw(group, "fastinit")
+
+
 def replay(groups: Sequence[Group], side: str, seed: int, tick: Callable[[], object]) -> list[float]:
     """One timed pass over all groups; the seconds of each."""
     torch.manual_seed(seed)
     seconds = []
     for group in groups:
-        devices = {call.tensor.device for call in group.calls if not call.tensor.is_cpu}
-        wait_for(devices)
-        begin = time.perf_counter()
-        draw(group, side)
-        wait_for(devices)
-        seconds.append(time.perf_counter() - begin)
+        seconds.append(once(functools.partial(draw, group, side), [group]))
         tick()
     return seconds
+
+
+def once(work: Callable[[], None], groups: Sequence[Group]) -> float:
+    """The seconds of work on these groups."""
+    devices = {call.tensor.device for group in groups for call in group.calls if not call.tensor.is_cpu}
+    wait_for(devices)
+    begin = time.perf_counter()
+    work()
+    wait_for(devices)
+    return time.perf_counter() - begin
 
 
 def watched(

@@ -21,7 +21,7 @@ FAR = 4.2  # standard deviations from the mean; what lies beyond would not be se
 MOST_BINS = 80
 BARS = 9  # more would not be read
 THICK = 0.38
-TOGETHER = "all together"
+TOGETHER, BATCH = "all together", "all in one batch"
 LOGARITHMIC_FROM = 30.0  # times between the shortest and the longest bar
 
 
@@ -91,7 +91,7 @@ def draw_histogram(ax: Any, row: Row) -> None:
 
 def draw_bars(figure: Any, bars: Sequence[Bar]) -> None:
     ax = figure.subplots()
-    rows = [number + (0.35 if bar.label == TOGETHER else 0.0) for number, bar in enumerate(bars)]
+    rows = [number + (0.35 if bar.label in (TOGETHER, BATCH) else 0.0) for number, bar in enumerate(bars)]
     for offset, side in ((-0.5, "torch"), (0.5, "fastinit")):
         milliseconds = [bar.seconds[side] * 1e3 for bar in bars]
         ax.barh([row + offset * THICK for row in rows], milliseconds, THICK, color=COLOURS[side], label=side)
@@ -118,7 +118,7 @@ def draw_bars(figure: Any, bars: Sequence[Bar]) -> None:
 
 
 def bars_of(comparison: Comparison) -> list[Bar]:
-    """The groups that take torch longest, what is left of them, and all together."""
+    """The groups that take torch longest, what is left of them, all together, and all in one batch of fastinit's."""
     ordered = sorted(comparison.rows, key=lambda row: row.seconds["torch"], reverse=True)
     shown, rest = (ordered, []) if len(ordered) <= BARS else (ordered[: BARS - 1], ordered[BARS - 1 :])
     bars = [Bar(f"{row.group.initialiser}\n{shapes(row.group)}", row.seconds) for row in shown]
@@ -126,6 +126,7 @@ def bars_of(comparison: Comparison) -> list[Bar]:
         bars.append(Bar(f"{len(rest)} other groups", {side: sum(row.seconds[side] for row in rest) for side in SIDES}))
     if len(bars) > 1:
         bars.append(Bar(TOGETHER, {side: comparison.total(side) for side in SIDES}))
+    bars.append(Bar(BATCH, {"torch": comparison.total("torch"), "fastinit": comparison.batch}))
     return bars
 
 

@@ -67,7 +67,7 @@ def circumstances(comparison: Comparison) -> str:
     """What the times depend on."""
     return (
         f"torch {torch.__version__}, {plural(torch.get_num_threads(), 'thread')}, "
-        f"median of {plural(comparison.passes, 'pass', 'passes')}"
+        f"cold memory, median of {plural(comparison.passes, 'pass', 'passes')}"
     )
 
 
@@ -121,9 +121,12 @@ def summary(comparison: Comparison) -> str:
     parameters, elements = count(comparison)
     torch_total, fastinit_total = (comparison.total(side) for side in SIDES)
     peaks = ", ".join(f"{side} {memory(comparison.memory[side])}" for side in SIDES)
+    faster = how_much_faster(torch_total, fastinit_total)
+    together = f"in one batch {seconds(comparison.batch)}, {how_much_faster(torch_total, comparison.batch)}"
+    alone = "" if comparison.stores is None else f"; stores alone {seconds(comparison.stores)}"
     return (
         f"{plural(parameters, 'parameter')}, {elements:,} elements: torch {seconds(torch_total)}, fastinit "
-        f"{seconds(fastinit_total)}, {how_much_faster(torch_total, fastinit_total)}; peak extra memory: {peaks}"
+        f"{seconds(fastinit_total)}, {faster}; {together}{alone}; peak extra memory: {peaks}"
     )
 
 

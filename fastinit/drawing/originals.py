@@ -207,7 +207,7 @@ def as_given(name: str, values: tuple[Any, ...]) -> tuple[tuple[Any, ...], dict[
 
     A replacement may have defaults of its own, or no such parameters.
     """
-    function: Any = ours[name]
+    function: Any = getattr(ours[name], "__wrapped__", ours[name])
     parameters, defaults = function.__code__.co_varnames, function.__defaults__ or ()
     required = function.__code__.co_argcount - len(defaults)
     given = [at < required or value is not defaults[at - required] for at, value in enumerate(values)]

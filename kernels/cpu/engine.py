@@ -12,7 +12,7 @@ from ..dtypes import uncovered
 from ..runs import is_dense, is_shared, parts, row_major, runs_of
 from . import jobs, loading
 from .forms import EACH
-from .jobs import Job, Plan, pattern_of, plan
+from .jobs import Job, Plan, constant, pattern_of, plan
 from .rows import address_of
 
 STAGING = 1 << 20  # elements whose parameters are laid out anew at a time, where they do not lie in a row
@@ -35,6 +35,9 @@ class CpuEngine:
     def plan_each(self, kind: str, dtype: torch.dtype, parameters: int) -> Plan:
         """For so many float32 parameters a sample; their places stand behind the pattern, for the caller to fill in."""
         return plan(Draw(kind, (0,) * (2 * parameters), 0, 0), dtype, "each32")
+
+    def constant(self, element: bytes) -> Plan:
+        return constant(element)
 
     def job(self) -> Job:
         return Job()

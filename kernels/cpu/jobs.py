@@ -18,7 +18,7 @@ from torch import Tensor, UntypedStorage
 from ..contract import SAMPLERS, Draw, KernelMissing, block_size, width_of
 from ..runs import Runs, extent, runs_of
 from . import helpers, loading
-from .forms import BLOCKS_AT_ONCE, EACH, LINE, Form, form_of
+from .forms import BLOCKS_AT_ONCE, CONSTANT, EACH, LINE, Form, form_of
 from .pages import advise_huge_pages
 from .rows import (
     ADDRESS,
@@ -108,7 +108,20 @@ class Plan(NamedTuple):
 
 def plan(draw: Draw, dtype: torch.dtype, form: Form = "long") -> Plan:
     """For a law in an output dtype. Raises `KernelMissing` where there is no kernel."""
-    pattern, size = pattern_of(draw, dtype, form=form), dtype.itemsize
+    return plan_of(pattern_of(draw, dtype, form=form))
+
+
+def constant(element: bytes) -> Plan:
+    """For tensors each of whose elements is to become these bytes: 1, 2, 4 or 8. Raises `KernelMissing`."""
+    pattern = new_rows(1, LINE // 8)
+    pattern[KERNEL] = loading.kernel("words", torch.int64, CONSTANT, 0)
+    pattern[SIZE], pattern[TOGETHER], pattern[PARAMETERS] = len(element), LINE, address_of(pattern) + ROW_BYTES
+    pattern[WORDS:] = array("Q", element * (LINE // len(element)))
+    return plan_of(pattern)
+
+
+def plan_of(pattern: array[int]) -> Plan:
+    size = pattern[SIZE]
     most = HUGE_PAGES_FROM // size - 1
     return Plan(loading.entry("fill"), address_of(pattern), THREADS_FROM - 1, most, size, pattern)
 
@@ -153,6 +166,8 @@ class Job:
 
     def add_plan(self, plan: Plan, out: Tensor, address: int, count: int, seed: int, stream_id: int) -> None:
         """A fill of a contiguous tensor, as `Plan.draw` makes it."""
+        if count > plan.most:
+            advise_huge_pages(address, count * plan.size)
         self.fills.extend((out, plan, None, pack(plan.pattern, address, count, seed, stream_id)))
 
     def add_plans(self, plans: Sequence[Plan], outs: Sequence[Tensor], *given: Any) -> None:
@@ -171,13 +186,8 @@ class Job:
         self.add(form_of(runs, draw.kind, out.dtype), out, runs, draw, first, owner)
 
     def add_constant(self, out: Tensor, element: bytes) -> None:
-        """Each element of a contiguous tensor is to become these bytes. Raises `KernelMissing`."""
-        row = new_rows(1, LINE // 8)
-        row[KERNEL] = loading.kernel("words", torch.int64, "constant", 0)
-        row[ADDRESS], row[COUNT], row[SIZE], row[TOGETHER] = out.data_ptr(), out.numel(), len(element), LINE
-        row[PARAMETERS] = address_of(row) + ROW_BYTES
-        row[WORDS:] = array("Q", element * (LINE // len(element)))
-        self.add_row(row, out, row)
+        """Each element of a contiguous tensor becomes these bytes. Raises `KernelMissing`."""
+        self.add_plan(constant(element), out, out.data_ptr(), out.numel(), 0, 0)
 
     def tensors(self) -> list[Tensor]:
         """What is to be written."""
