@@ -1,8 +1,8 @@
 """What the CPU benchmarks measure: one list, for the pytest suite, the report and the guard.
 
 A case is a fill of one kind of tensor. `calls` makes what takes turns in it, by name, on memory that they share:
-"fastinit", "torch" (torch.nn.init) and "fill_" (writing the bytes and nothing else: the limit), and what else is a
-measure for it.
+"fastinit", "torch" (torch.nn.init), "fill_" (writing the bytes through the cache), "stores" (non-temporal stores alone:
+the limit of the machine), and what else is a measure for it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 import fastinit
+from fastinit.commands import limit
 
 from .making import MADE, ROWS
 from .timing import Call, threads
@@ -101,7 +102,7 @@ class Case:
     layout: str = "contiguous"
     memory: str = "warm"
     threads: int | None = None
-    contenders: ClassVar[tuple[str, ...]] = ("fastinit", "torch", "fill_")
+    contenders: ClassVar[tuple[str, ...]] = ("fastinit", "torch", "fill_", "stores")
 
     @property
     def call(self) -> str:
@@ -111,6 +112,11 @@ class Case:
     def shown(self) -> str:
         """As it is written in code."""
         return self.call if self.call.endswith(")") else f"{self.call}()"
+
+    @property
+    def label(self) -> str:
+        """In tables and pictures, where dtype and size stand beside it."""
+        return self.shown
 
     @property
     def dtype_name(self) -> str:
@@ -160,13 +166,28 @@ class Case:
         ours, theirs = self.both()
         functions: dict[str, Callable[[Tensor], Any]] = {"fastinit": ours, "torch": theirs, "fill_": write}
         if self.memory != "warm":
+            functions["stores"] = lambda tensor: stores([tensor])()
             return {name: partial(on_fresh, function, self.tensor) for name, function in functions.items()}
         tensor = self.tensor().fill_(1.0)
-        return {name: partial(function, tensor) for name, function in functions.items()}
+        calls: dict[str, Call] = {name: partial(function, tensor) for name, function in functions.items()}
+        return calls | {"stores": stores([memory_of(tensor)])}
 
 
 def write(tensor: Tensor) -> None:
     tensor.fill_(1.0)
+
+
+def stores(tensors: list[Tensor]) -> Call:
+    """Non-temporal stores and nothing else, by all threads. Raises `RuntimeError` without a CPU engine."""
+    call = limit.stores(tensors)
+    if call is None:
+        raise RuntimeError("the CPU engine does not work here")
+    return call
+
+
+def memory_of(tensor: Tensor) -> Tensor:
+    """As many elements of its memory, one behind the other."""
+    return tensor.new_empty(0).set_(tensor.untyped_storage(), 0, (tensor.numel(),), (1,))
 
 
 def on_fresh(function: Callable[[Tensor], Any], make: Callable[[], Tensor]) -> None:
@@ -178,7 +199,7 @@ def on_fresh(function: Callable[[Tensor], Any], make: Callable[[], Tensor]) -> N
 class Slices(Case):
     """All ranks' slices of a matrix, one after the other: of columns, by `shard`, against as large slices of rows."""
 
-    contenders: ClassVar[tuple[str, ...]] = ("fastinit", "rows", "torch", "fill_")
+    contenders: ClassVar[tuple[str, ...]] = ("fastinit", "rows", "torch", "fill_", "stores")
 
     @property
     def conditions(self) -> str:
@@ -194,6 +215,8 @@ class Slices(Case):
             for rank in range(RANKS):
                 ours(fastinit.shard(local, self.shape, (rank * down, rank * right)))
 
+        store_all = stores([tall])
+
         def every_rank(function: Callable[[Tensor], Any]) -> None:
             for _ in range(RANKS):
                 function(tall)
@@ -203,6 +226,7 @@ class Slices(Case):
             "rows": partial(shards, wide, rows // RANKS, 0),
             "torch": partial(every_rank, theirs),
             "fill_": partial(every_rank, write),
+            "stores": partial(every_rank, lambda _: store_all()),
         }
 
 
@@ -212,11 +236,8 @@ class Made(Case):
 
     def calls(self) -> dict[str, Call]:
         ours, theirs = MADE[self.function](self.elements)
-        return {
-            "fastinit": ours,
-            "torch": theirs,
-            "fill_": partial(write, torch.empty(self.elements, dtype=self.dtype)),
-        }
+        tensor = torch.empty(self.elements, dtype=self.dtype)
+        return {"fastinit": ours, "torch": theirs, "fill_": partial(write, tensor), "stores": stores([tensor])}
 
 
 def made(function: str, exponent: int = 26) -> Made:
@@ -226,13 +247,21 @@ def made(function: str, exponent: int = 26) -> Made:
 
 @dataclass(frozen=True)
 class Model(Case):
-    """Every parameter of a model shaped like Llama, allocated and initialised; `shape` is that of an embedding."""
+    """Every parameter of a model shaped like Llama, allocated and initialised; `shape` is that of an embedding.
+
+    "batch" is fastinit's in one batch.
+    """
 
     layers: int = 7
+    contenders: ClassVar[tuple[str, ...]] = (*Case.contenders, "batch")
 
     @property
     def name(self) -> str:
         return f"Llama-shaped model {self.dtype_name} {round(self.elements / 1e6)}M parameters"
+
+    @property
+    def label(self) -> str:
+        return f"a model like Llama, {round(self.elements / 1e6)}M parameters, fresh memory"
 
     def parameters(self) -> list[tuple[int, ...]]:
         """Attention, gated MLP and norms, layer by layer, between the embedding and a head of its own."""
@@ -257,15 +286,21 @@ class Model(Case):
                 else:
                     module.ones_(tensor)
 
-        def write_all() -> None:
-            for tensor in [torch.empty(shape, dtype=self.dtype) for shape in shapes]:
-                write(tensor)
+        def on_all(function: Callable[[list[Tensor]], Any]) -> None:
+            function([torch.empty(shape, dtype=self.dtype) for shape in shapes])
 
         return {
             "fastinit": partial(initialise, fastinit),
             "torch": partial(initialise, torch.nn.init),
-            "fill_": write_all,
+            "fill_": partial(on_all, lambda tensors: [*map(write, tensors)]),
+            "stores": partial(on_all, lambda tensors: stores(tensors)()),
+            "batch": partial(in_batch, partial(initialise, fastinit)),
         }
+
+
+def in_batch(call: Call) -> None:
+    with fastinit.batch():
+        call()
 
 
 def power(shape: tuple[int, ...]) -> str:

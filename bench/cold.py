@@ -15,26 +15,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-import fastinit
-from fastinit.kernels.cpu.jobs import Job
-
-from .cases import NOTHING, Case, Model, model, square, write
+from .cases import NOTHING, Case, Model, in_batch, model, square, stores, write
 from .timing import Call, neighbour, threads
 
 COLD = 256 << 20  # bytes, more than caches hold
-
-
-def stores(tensors: list[Tensor]) -> Call:
-    """Non-temporal stores and nothing else, by all threads: the limit of the machine."""
-    job = Job()
-    for tensor in tensors:
-        job.add_constant(tensor, bytes(tensor.element_size()))
-    return job.do
-
-
-def in_batch(call: Call) -> None:
-    with fastinit.batch():
-        call()
 
 
 HOW = {"calls": "", "batch": " in one batch", "list": " as one list"}
@@ -48,7 +32,7 @@ class Many(Case):
 
     how: str = "calls"
     busy: bool = False
-    contenders: ClassVar[tuple[str, ...]] = ("fastinit", "torch", "fill_", "stores")
+    contenders: ClassVar[tuple[str, ...]] = (*Case.contenders, "batch", "list")
 
     @property
     def conditions(self) -> str:
@@ -75,27 +59,26 @@ class Many(Case):
             for tensor in tensors:
                 function(tensor)
 
-        ways = {
-            "calls": partial(each, ours),
-            "batch": partial(in_batch, partial(each, ours)),
-            "list": partial(ours, tensors),
-        }
+        one_by_one = partial(each, ours)
+        ways: dict[str, Call] = {"batch": partial(in_batch, one_by_one), "list": partial(ours, tensors)}
         return {
-            "fastinit": ways[self.how],
+            "fastinit": ways.get(self.how, one_by_one),
             "torch": partial(each, theirs),
             "fill_": partial(each, write),
             "stores": stores(tensors),
+            **ways,
         }
 
 
 @dataclass(frozen=True)
 class Ring(Many):
-    """Tensors of `shape`, 256 MiB of them; "one" is a tensor as large as all of them."""
+    """Tensors of `shape`, `size` bytes of them; "one" is a tensor as large as all of them."""
 
+    size: int = COLD
     contenders: ClassVar[tuple[str, ...]] = (*Many.contenders, "one")
 
     def shapes(self) -> list[tuple[int, ...]]:
-        return [self.shape] * max(1, COLD // (math.prod(self.shape) * self.dtype.itemsize))
+        return [self.shape] * max(1, self.size // (math.prod(self.shape) * self.dtype.itemsize))
 
     def calls(self) -> dict[str, Call]:
         ours, _ = self.both()
@@ -123,6 +106,10 @@ class Parameters(Many):
     def name(self) -> str:
         return f"torch.nn.Transformer {self.dtype_name}{self.conditions}"
 
+    @property
+    def label(self) -> str:
+        return f"torch.nn.Transformer, {round(self.elements / 1e6)}M parameters, cold memory"
+
     def shapes(self) -> list[tuple[int, ...]]:
         made = torch.nn.Transformer(device="meta", batch_first=True)
         return [tuple(parameter.shape) for parameter in made.parameters() if parameter.dim() > 1]
@@ -138,7 +125,7 @@ class ModelInBatch(Model):
 
     def calls(self) -> dict[str, Call]:
         calls = super().calls()
-        return calls | {"fastinit": partial(in_batch, calls["fastinit"])}
+        return calls | {"fastinit": calls["batch"]}
 
 
 @dataclass(frozen=True)
@@ -161,23 +148,6 @@ class Threads(Case):
         return calls | {"alone": alone}
 
 
-@dataclass(frozen=True)
-class Limit(Case):
-    """One large tensor, against non-temporal stores alone."""
-
-    contenders: ClassVar[tuple[str, ...]] = ("fastinit", "torch", "fill_", "stores")
-
-    @property
-    def conditions(self) -> str:
-        return " against stores"
-
-    def calls(self) -> dict[str, Call]:
-        ours, theirs = self.both()
-        tensor = self.tensor().fill_(1.0)
-        return {"fastinit": partial(ours, tensor), "torch": partial(theirs, tensor), "fill_": partial(write, tensor),
-                "stores": stores([tensor])}  # fmt: skip
-
-
 def ring(function: str, exponent: int, how: str = "calls", busy: bool = False) -> Ring:
     return Ring(function, NOTHING, torch.float32, square(exponent), memory="cold", how=how, busy=busy)
 
@@ -197,7 +167,3 @@ def model_in_batch() -> ModelInBatch:
 
 def hot(function: str, exponent: int) -> Threads:
     return Threads(function, NOTHING, torch.float32, square(exponent))
-
-
-def limit(function: str, exponent: int = 26) -> Limit:
-    return Limit(function, NOTHING, torch.float32, square(exponent))

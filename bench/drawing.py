@@ -12,15 +12,19 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator
 
 from .cases import Case
-from .measured import Report
+from .measured import Measured, Report
 from .timing import words_of
 
-COLOURS = {"fastinit": "#2b6cb0", "torch": "#d9622b", "fill_": "#4a5568"}
-LABELS = {"fastinit": "fastinit", "torch": "torch.nn.init", "fill_": "fill_: writing the bytes"}
+COLOURS = {"fastinit": "#2b6cb0", "torch": "#d9622b", "batch": "#2f855a", "stores": "#4a5568"}
+LABELS = {
+    "fastinit": "fastinit", "torch": "torch.nn.init", "batch": "fastinit, in one batch",
+    "stores": "stores alone: the limit",
+}  # fmt: skip
 LINES: dict[str, dict[str, Any]] = {
     "fastinit": {"marker": "o", "linewidth": 2.0},
     "torch": {"marker": "s", "linewidth": 1.6},
-    "fill_": {"linestyle": (0, (4, 2)), "linewidth": 1.4},
+    "batch": {"marker": "^", "linewidth": 1.6},
+    "stores": {"linestyle": (0, (4, 2)), "linewidth": 1.4},
 }
 MARKERS = {"uniform_": "o", "normal_": "s", "trunc_normal_": "^"}
 SHORT = {"float32": "f32", "float64": "f64", "float16": "f16", "bfloat16": "bf16"}
@@ -66,23 +70,30 @@ def plain(ax: Any, axis: str = "both") -> None:
 
 
 def sizes(report: Report, path: Path) -> None:
-    """Nanoseconds an element over the number of elements, law by law."""
-    figure = canvas("Filling a float32 tensor: nanoseconds an element", report, 9.5, 7)
-    axes = figure.subplots(2, 2, sharex=True, sharey=True).flatten()
-    for ax, rows in zip(axes, report.sizes, strict=True):
-        elements = [row.case.elements for row in rows]
-        for name, style in LINES.items():
+    """Nanoseconds an element over the number of elements, law by law: hot on the left, cold on the right."""
+    figure = canvas("Filling float32 tensors: nanoseconds an element", report, 10, 2.7 * len(report.sizes) + 1)
+    axes = figure.subplots(len(report.sizes), 2, sharey=True, width_ratios=(3, 2), squeeze=False)
+    titles = ("hot: one tensor again and again", "cold: tensors one after the other")
+    for line, pair in zip(axes, zip(report.sizes, report.cold, strict=True), strict=True):
+        for ax, rows, title in zip(line, pair, titles, strict=True):
+            draw_sizes(ax, rows)
+            ax.set_title(f"{rows[0].case.shown}, {title}", fontsize=10, color=TEXT, loc="left")
+    for ax in axes[-1]:
+        ax.set_xlabel("elements of a tensor", fontsize=9.5, color=TEXT)
+    axes[0, 1].legend(frameon=False, labelcolor=TEXT, loc="upper right", fontsize=8.5)
+    figure.savefig(path)
+
+
+def draw_sizes(ax: Any, rows: Sequence[Measured]) -> None:
+    elements = [math.prod(row.case.shape) for row in rows]
+    for name, style in LINES.items():
+        if name in rows[0].seconds:
             ns = [row.ns(name) for row in rows]
             ax.loglog(elements, ns, color=COLOURS[name], label=LABELS[name], markersize=4, **style)
-        ax.set_title(rows[0].case.shown, fontsize=11, color=TEXT, loc="left")
-        ax.set_xscale("log", base=2)
-        ax.xaxis.set_major_locator(powers_of_two(elements))
-        ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        plain(ax)
-    for ax in axes[2:]:
-        ax.set_xlabel("elements", fontsize=9.5, color=TEXT)
-    axes[0].legend(frameon=False, labelcolor=TEXT, loc="upper right")
-    figure.savefig(path)
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_locator(powers_of_two(elements))
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    plain(ax)
 
 
 def powers_of_two(elements: Sequence[int]) -> Any:
@@ -92,7 +103,7 @@ def powers_of_two(elements: Sequence[int]) -> Any:
 
 def speedup(report: Report, path: Path) -> None:
     """Bars of how many times as fast as torch."""
-    rows = report.table[::-1]
+    rows = [*report.models, *report.table][::-1]
     figure = canvas("Times as fast as torch.nn.init", report, 8, 0.36 * len(rows) + 1.3)
     ax = figure.subplots()
     places = range(len(rows))
@@ -104,7 +115,7 @@ def speedup(report: Report, path: Path) -> None:
     ax.set_xscale("log")
     ax.set_xlim(min(0.7, *(0.7 * row.times for row in rows)), 1.8 * max(row.times for row in rows))
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")
-    ax.set_yticks(places, [f"{row.case.shown}  {row.case.dtype_name}" for row in rows])
+    ax.set_yticks(places, [f"{row.case.label}  {row.case.dtype_name}" for row in rows])
     ax.set_xlabel("logarithmic; the line is torch.nn.init", fontsize=9.5, color=TEXT)
     plain(ax, axis="x")
     figure.savefig(path)
@@ -139,14 +150,14 @@ def roofline(report: Report, path: Path) -> None:
 
 
 def draw_roofs(ax: Any, report: Report, xs: Sequence[float]) -> None:
-    """The greatest bandwidth that fill_ reached, and what all threads could write if memory cost nothing."""
-    memory = max(row.bandwidth("fill_") for row in report.table) / 1e9
+    """The greatest bandwidth that stores alone reached, and what all threads could write if memory cost nothing."""
+    memory = max(row.bandwidth("stores") for row in report.table) / 1e9
     count = int(report.about["threads"])
     bend = count / memory
     low, high = min(*xs, bend) / 2.5, max(*xs, bend) * 2.5
-    ax.loglog([low, bend, high], [memory, memory, count / high], color=COLOURS["fill_"], linewidth=1.6)
+    ax.loglog([low, bend, high], [memory, memory, count / high], color=COLOURS["stores"], linewidth=1.6)
     style = {"textcoords": "offset points", "fontsize": 8.5, "color": TEXT}
-    ax.annotate(f"fill_: {memory:.3g} GB/s", (low, memory), (4, 5), **style)
+    ax.annotate(f"stores alone: {memory:.3g} GB/s", (low, memory), (4, 5), **style)
     middle = math.sqrt(bend * high)
     ax.annotate(f"arithmetic on {count} threads", (middle, count / middle), (8, 4), **style)
     ax.set_xlim(low, high)

@@ -68,7 +68,7 @@ def fills(target: float, rough: float) -> Bound:
 def large() -> Iterator[Floor]:
     """2^26 elements, in memory that is in use already."""
     uniform, normal = (torchs(13, 2.5), fills(1.25, 5)), (torchs(10, 2.5), fills(2.0, 8))
-    yield Floor(cases.fill("uniform_"), uniform)
+    yield Floor(cases.fill("uniform_"), (*uniform, Bound("stores", 2.2, 5, faster=False)))
     yield Floor(cases.fill("normal_"), normal)
     yield Floor(cases.fill("kaiming_normal_"), normal, ci=False)
     yield Floor(cases.fill("xavier_uniform_"), uniform, ci=False)
@@ -151,7 +151,6 @@ def many() -> Iterator[Floor]:
         yield Floor(cold.ring("normal_", exponent, busy=True), (torchs(1.0, 0.5),), ci=False)
     yield Floor(cold.hot("normal_", 18), (Bound("alone", 1.6, 0.7, faster=True),))
     yield Floor(cold.model_in_batch(), (torchs(10, 1.2), fills(0.6, 2.6)))
-    yield Floor(cold.limit("uniform_"), (Bound("stores", 2.2, 5, faster=False),))
 
 
 FLOORS = (*large(), *small(), *samplers(), *made(), *others(), *many())

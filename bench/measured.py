@@ -32,7 +32,9 @@ class Measured(NamedTuple):
 
 class Report(NamedTuple):
     about: dict[str, str]
-    sizes: list[list[Measured]]  # law by law
+    models: list[Measured]
+    sizes: list[list[Measured]]  # law by law, one tensor again and again
+    cold: list[list[Measured]]  # the same laws, tensors one after the other in memory that no cache holds
     table: list[Measured]
     other_memory: list[Measured]
     cached: list[Measured]  # the table's, on one thread in its cache
@@ -41,7 +43,8 @@ class Report(NamedTuple):
     @property
     def unique(self) -> list[Measured]:
         every = [
-            *(row for rows in self.sizes for row in rows),
+            *self.models,
+            *(row for rows in (*self.sizes, *self.cold) for row in rows),
             *self.table,
             *self.other_memory,
             *self.cached,

@@ -1,6 +1,6 @@
 """How fast is it here? `python -m bench.report [--quick] [--out FOLDER] [--pages]`: minutes, with a progress bar.
 
-Measures fastinit, torch.nn.init, `fill_` (the limit: writing the bytes) and installed peers in turns, and writes
+Measures fastinit, torch.nn.init, non-temporal stores alone (the limit) and installed peers in turns, and writes
 report.json, report.md and pictures into the folder. `--pages` replaces the tables between the markers in README.md (its
 first rows) and bench/README.md (all of them).
 """
@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from . import cases
+from . import cases, cold
 from .cases import Case
 from .measured import Measured, Report
 from .peers import PEERS, call_of
@@ -31,6 +31,7 @@ FOLDER = Path(__file__).parent / "results"
 # The pages with the table, and how many of its rows each shows.
 PAGES = {FOLDER.parents[1] / "README.md": 4, FOLDER.parent / "README.md": len(cases.TABLE)}
 BEGIN, END = "<!-- bench.report: begin -->", "<!-- bench.report: end -->"
+COLUMNS = ("torch", "fastinit", "batch", "stores")
 LAWS = cases.ELEMENTWISE[:4]  # the others are these, with other parameters
 
 
@@ -38,6 +39,8 @@ class Sweep(NamedTuple):
     """Which sizes (log2 of the elements) are measured, and for how long each call."""
 
     sizes: tuple[int, ...]
+    cold: tuple[int, ...]
+    ring: int  # bytes of cold tensors, one after the other
     table: int
     peers: int | None
     cached: int  # in the second-level cache in every dtype, and large enough that the call itself does not count
@@ -45,8 +48,17 @@ class Sweep(NamedTuple):
     least: int
 
 
-FULL = Sweep(sizes=tuple(range(0, 27, 2)), table=26, peers=24, cached=17, budget=0.3, least=3)
-QUICK = Sweep(sizes=(0, 4, 8, 12), table=12, peers=None, cached=12, budget=0.005, least=3)
+FULL = Sweep(
+    sizes=tuple(range(0, 27, 2)),
+    cold=tuple(range(12, 23, 2)),
+    ring=cold.COLD,
+    table=26,
+    peers=24,
+    cached=17,
+    budget=0.3,
+    least=3,
+)
+QUICK = Sweep(sizes=(0, 4, 8, 12), cold=(8, 10), ring=1 << 16, table=12, peers=None, cached=12, budget=0.005, least=3)
 
 
 def measure(case: Case, sweep: Sweep, peers: bool = False) -> Measured:
@@ -64,22 +76,44 @@ def measure(case: Case, sweep: Sweep, peers: bool = False) -> Measured:
     return Measured(case, dict(zip(calls, seconds, strict=True)), missing)
 
 
-def cases_of(sweep: Sweep) -> tuple[list[list[Case]], list[Case], list[Case], list[Case], list[Case]]:
-    """The cases of a report's sections, in its order; a case may be in several."""
+class Sections(NamedTuple):
+    """The cases of a report, in its order; a case may be in several."""
+
+    models: list[Case]
+    sizes: list[list[Case]]
+    cold: list[list[Case]]
+    table: list[Case]
+    other_memory: list[Case]
+    cached: list[Case]
+    drawn: list[Case]
+
+    @property
+    def alone(self) -> list[Case]:
+        """All but the last, once each."""
+        laws = (case for law in (*self.sizes, *self.cold) for case in law)
+        every = (*self.models, *laws, *self.table, *self.other_memory, *self.cached)
+        return list({case.name: case for case in every}.values())
+
+
+def cases_of(sweep: Sweep) -> Sections:
     sizes = [
         [replace(cases.fill(function, exponent=e), keywords=given) for e in sweep.sizes] for function, given in LAWS
     ]
+    rings: list[list[Case]] = [
+        [replace(cold.ring(function, e), keywords=given, size=sweep.ring) for e in sweep.cold]
+        for function, given in LAWS
+    ]
+    models: list[Case] = [cold.parameters(), cases.model()] if sweep.table >= 24 else [cases.model(1, 256, 64)]
     table = [replace(case, shape=cases.square(sweep.table)) for case in cases.TABLE]
     cached = [cases.one_thread(replace(case, shape=cases.square(sweep.cached))) for case in table]
     pairs = itertools.product(cases.DTYPES, ("uniform_", "normal_"))
     drawn = [] if sweep.peers is None else [cases.fill(function, dtype, sweep.peers) for dtype, function in pairs]
-    return sizes, table, list(cases.other_memory(sweep.table)), cached, drawn
+    return Sections(models, sizes, rings, table, list(cases.other_memory(sweep.table)), cached, drawn)
 
 
 def make(sweep: Sweep, progress: Progress) -> Report:
-    sizes, table, others, cached, drawn = cases_of(sweep)
-    alone = {case.name: case for case in (*(case for law in sizes for case in law), *table, *others, *cached)}
-    task = progress.add_task("measuring", total=len(alone) + len(drawn))
+    sections = cases_of(sweep)
+    task = progress.add_task("measuring", total=len(sections.alone) + len(sections.drawn))
 
     def measured(several: Sequence[Case], peers: bool) -> Iterator[Measured]:
         for case in several:
@@ -87,14 +121,18 @@ def make(sweep: Sweep, progress: Progress) -> Report:
             yield measure(case, sweep, peers)
             progress.advance(task)
 
-    found = {row.case.name: row for row in measured(list(alone.values()), False)}
+    found = {row.case.name: row for row in measured(sections.alone, False)}
     # Last, because libraries that are imported stay, with their threads.
-    peers = list(measured(drawn, True))
+    peers = list(measured(sections.drawn, True))
 
     def look_up(several: Sequence[Case]) -> list[Measured]:
         return [found[case.name] for case in several]
 
-    return Report(machine(), [look_up(law) for law in sizes], look_up(table), look_up(others), look_up(cached), peers)
+    hot, rings = ([look_up(law) for law in laws] for laws in (sections.sizes, sections.cold))
+    models, table, others, cached = map(
+        look_up, (sections.models, sections.table, sections.other_memory, sections.cached)
+    )
+    return Report(machine(), models, hot, rings, table, others, cached, peers)
 
 
 def markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -106,40 +144,45 @@ def number(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.2f}" if value < 100 else f"{value:.0f}"
 
 
-def nanoseconds(row: Measured, names: Sequence[str] = ("torch", "fastinit", "fill_")) -> list[str]:
+def nanoseconds(row: Measured, names: Sequence[str] = ("torch", "fastinit", "stores")) -> list[str]:
     return [number(row.ns(name)) for name in names]
 
 
 def page_table(report: Report, most: int = len(cases.TABLE)) -> str:
-    """The first rows of the table, with the sentence that says where it is from."""
+    """The models and the first rows of the table, with the sentence that says where it is from."""
     size = cases.power(report.table[0].case.shape).replace("^0", "^")
-    where = f"{size} elements on {words_of(report.about)}; medians of calls that take turns."
+    where = f"{words_of(report.about)}; medians of calls that take turns. Single tensors have {size} elements."
     rows = [
-        [row.case.shown, row.case.dtype_name, *nanoseconds(row), f"**{row.times:.1f}x**"] for row in report.table[:most]
+        [row.case.label, row.case.dtype_name, *nanoseconds(row, COLUMNS), f"**{row.times:.1f}x**"]
+        for row in (*report.models, *report.table[:most])
     ]
-    headers = ("ns an element", "dtype", "torch.nn.init", "fastinit", "`fill_`", "speed-up")
+    headers = ("ns an element", "dtype", "torch.nn.init", "fastinit", "in one batch", "stores alone", "speed-up")
     return f"{BEGIN}\n{where}\n\n{markdown(headers, rows)}\n{END}"
 
 
 def other_memory_table(report: Report) -> str:
-    headers = ("milliseconds", "torch.nn.init", "fastinit", "`fill_`", "fastinit's GB/s", "speed-up")
+    headers = ("milliseconds", "torch.nn.init", "fastinit", "stores alone", "fastinit's GB/s", "speed-up")
     rows = []
     for row in report.other_memory:
-        milliseconds = (f"{row.seconds[name] * 1e3:.4g}" for name in ("torch", "fastinit", "fill_"))
+        milliseconds = (f"{row.seconds[name] * 1e3:.4g}" for name in ("torch", "fastinit", "stores"))
         rows.append([row.case.name, *milliseconds, number(row.bandwidth("fastinit") / 1e9), f"{row.times:.1f}x"])
     return f"## Other memory, other initialisers\n\n{markdown(headers, rows)}"
 
 
 def peers_table(report: Report) -> str:
-    names = ["fastinit", "torch", "fill_", *(peer.name for peer in PEERS)]
+    names = ["fastinit", "torch", "stores", *(peer.name for peer in PEERS)]
     rows = [[row.case.name, *nanoseconds(row, names)] for row in report.peers]
     reasons = sorted({f"* {name}: {why}" for row in report.peers for name, why in row.missing.items()})
     return "\n\n".join(["## Peers", markdown(["ns an element", *names], rows), *["\n".join(reasons)] * bool(reasons)])
 
 
 def sizes_table(report: Report) -> str:
-    headers = ("ns an element", "torch.nn.init", "fastinit", "`fill_`", "speed-up")
-    rows = [[row.case.name, *nanoseconds(row), f"{row.times:.1f}x"] for rows in report.sizes for row in rows]
+    headers = ("ns an element", "torch.nn.init", "fastinit", "in one batch", "stores alone", "speed-up")
+    rows = [
+        [row.case.name, *nanoseconds(row, COLUMNS), f"{row.times:.1f}x"]
+        for rows in (*report.sizes, *report.cold)
+        for row in rows
+    ]
     return f"## Sizes\n\n{markdown(headers, rows)}"
 
 
@@ -170,7 +213,7 @@ def as_json(report: Report) -> str:
 
 
 PICTURES = {
-    "sizes.png": "nanoseconds an element over the number of elements",
+    "sizes.png": "nanoseconds an element over the number of elements, in hot and in cold memory",
     "speedup.png": "times as fast as torch.nn.init",
     "roofline.png": "bytes a second over arithmetic a byte, under the roofs of memory and arithmetic",
 }

@@ -237,7 +237,7 @@ def test_doctor_tells_what_is_there(capsys):
         rf"threads +{torch.get_num_threads()} used by torch",
         r"kernel cache +.*: \d+ kernels, [\d,]+ bytes", r"new kernels +kept in ", r"executable memory +allowed",
         rf"kernels +\d+ of {len(engines.every_kernel())} on disk; a model of .* takes 8",
-        r"FASTINIT +not set",
+        r"FASTINIT +not set", r"writing memory +[\d.]+ GB/s by non-temporal stores",
     ):  # fmt: skip
         assert re.search(words, shown), words
     assert shown.rstrip().count("\nhints\n") == 1

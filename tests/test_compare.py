@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 import types
 
 import mpmath
@@ -16,7 +17,8 @@ from torch import nn
 from torch.nn.init import trunc_normal_, xavier_normal_
 
 import fastinit
-from fastinit.commands import compare
+from fastinit.commands import compare, limit
+from fastinit.kernels.cpu import helpers
 from fastinit.kernels.dtypes import FORMATS
 from fastinit.laws import Normal, TruncNormal, Uniform, judge as judging
 from fastinit.laws.judge import ks_bound, ks_distance, moments
@@ -298,6 +300,39 @@ def test_compare_replays_each_law_with_both():
                 assert seen.std == pytest.approx(row.group.law.std, rel=0.3)
             assert row.observed["torch"].distance != row.observed["fastinit"].distance
     assert found.total("torch") == sum(row.seconds["torch"] for row in found.rows)
+    assert found.batch > 0
+    assert found.stores > 0
+    assert bool((module[0].weight[1:].std() > 0.5) and (module[1].weight.std() > 0))  # drawn after stores wrote zeros
+
+
+def test_what_is_timed_in_one_batch_is_drawn_in_one(monkeypatch):
+    done = []
+    run = helpers.run
+    module = small()
+    groups = compare.grouped(record(module).values())
+    compare.draw_together(groups)
+    monkeypatch.setattr(helpers, "run", lambda rows, number, *rest: done.append(number) or run(rows, number, *rest))
+    torch.manual_seed(4)
+    with torch.no_grad():
+        compare.draw_together(groups)
+    assert done == [sum(len(group.calls) for group in groups)]
+    together = [parameter.clone() for parameter in module.parameters()]
+    torch.manual_seed(4)
+    compare.replay(groups, "fastinit", 4, lambda: None)
+    assert all(map(torch.equal, together, module.parameters()))
+
+
+def test_stores_alone_write_all_and_nothing_else():
+    memory = torch.full((3000,), 7.0)
+    parts = [memory[100:200], memory[1000:1001], memory[2000:2900]]
+    limit.stores(parts)()
+    assert memory.count_nonzero() == 3000 - 1001
+    assert not any(bool(part.any()) for part in parts)
+    assert limit.stores([memory[::2]]) is None
+    assert limit.stores([torch.zeros(3, dtype=torch.complex128)]) is None
+    assert limit.stores([torch.zeros(3, device="meta")]) is None
+    assert limit.stores([]) is None
+    assert re.fullmatch(r"[\d.]+ GB/s by non-temporal stores, .*; [\d.]+ by torch's fill_", limit.bandwidth())
 
 
 def test_compare_is_repeatable():

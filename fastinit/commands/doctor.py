@@ -263,6 +263,7 @@ def setting_facts(cache: Cache | None) -> Facts:
     return [
         *cache_facts(cache),
         ("kernels", "none" if cache is None else kernels_on_disk()),
+        ("writing memory", writing_speed()),
         ("executable memory", "allowed" if refusal is None else f"refused: {refusal}"),
         ("huge pages", pages.setting()),
         ("FASTINIT", "not set" if environment is None else repr(environment)),
@@ -279,6 +280,15 @@ def cache_facts(cache: Cache | None) -> Facts:
         ("new kernels", written),
         *(("not used", f"{path}: {reason}") for path, reason in cache.refused.items()),
     ]
+
+
+def writing_speed() -> str:
+    try:
+        from .limit import bandwidth
+
+        return bandwidth()
+    except Exception as error:  # LLVM missing or broken, or too little memory
+        return f"unknown: {type(error).__name__}: {error}"
 
 
 def execution_refused() -> str | None:

@@ -2,33 +2,63 @@
 
 from __future__ import annotations
 
+import functools
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..kernels.contract import KernelMissing
+from ..kernels.cpu.rows import END
 
 CACHES = 128 << 20  # bytes, more than most caches hold
 
 
 def stores(tensors: Sequence[Tensor]) -> Callable[[], None] | None:
-    """What writes zeros into these tensors with all threads; None where the CPU engine cannot."""
+    """What writes zeros into tensors that share no memory, with all threads; None where the CPU engine cannot."""
+    if not tensors or not all(one.is_cpu and one.is_contiguous() and one.itemsize <= 8 for one in tensors):
+        return None
     try:
-        from ..kernels.cpu import jobs
+        from ..kernels.cpu import helpers, jobs
 
-        if not all(tensor.is_cpu and tensor.is_contiguous() and tensor.itemsize <= 8 for tensor in tensors):
-            return None
         job = jobs.Job()
         for tensor in tensors:
             job.add_constant(tensor, bytes(tensor.itemsize))
     except (ImportError, KernelMissing):
         return None
-    job.table()  # now, so that it is not timed
-    return job.do
+    rows = job.table().rows  # now, so that it is not timed
+    address, number, length = rows.ctypes.data, len(rows), int(rows[:, END].max())
+
+    def store(kept: object = job) -> None:
+        helpers.run(address, number, length, torch.get_num_threads() if length >= jobs.THREADS_FROM else 1)
+
+    return store
 
 
 def cooler() -> Callable[[], None]:
     """What fills the caches with something else; by one thread: torch's would go on looking for work for a while."""
     other = np.zeros(CACHES, np.uint8)
     return lambda: other.fill(0)
+
+
+def bandwidth() -> str:
+    """How fast memory is written here, by stores alone and through the cache."""
+    tensor = torch.zeros(CACHES, dtype=torch.uint8, device="cpu")
+    around, through = stores([tensor]), functools.partial(tensor.fill_, 1)
+    if around is None:
+        return "unknown: the CPU engine does not work"
+    rates = [CACHES / best_of(call) / 1e9 for call in (around, through)]
+    return f"{rates[0]:.1f} GB/s by non-temporal stores, the limit of every fill; {rates[1]:.1f} by torch's fill_"
+
+
+def best_of(call: Callable[[], object]) -> float:
+    """The shortest of some runs, in seconds, each after a rest: other threads may still look for work."""
+    taken = []
+    for _ in range(5):
+        time.sleep(0.01)
+        begin = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - begin)
+    return min(taken)
