@@ -94,6 +94,7 @@ def test_compare_prints_a_row_a_group_and_the_totals(capsys):
     assert re.search(r"uniform_ +1 x \(96,\)", shown)
     assert re.search(
         r"^2 parameters, 6,240 elements: torch [\d.]+ [mu]?s, fastinit [\d.]+ [mu]?s, [\d.]+ times (faster|slower); "
+        r"in one batch [\d.]+ [mu]?s, [\d.]+ times (faster|slower); stores alone [\d.]+ [mu]?s; "
         r"peak extra memory: torch ([\d.]+ MiB|n/a), fastinit ([\d.]+ MiB|n/a)$", shown, re.MULTILINE,
     )  # fmt: skip
     assert "reset_parameters law" not in shown

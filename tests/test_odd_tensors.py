@@ -287,7 +287,7 @@ def mocks() -> dict[str, Callable[[], Any]]:
         "MagicMock of a tensor": lambda: mock.MagicMock(spec=torch.Tensor),
         "everything": Everything,
         "None": lambda: None,
-        "list": lambda: [1.0],
+        "dict": lambda: {1.0: 2.0},
     }
 
 
