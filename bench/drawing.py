@@ -72,8 +72,8 @@ def plain(ax: Any, axis: str = "both") -> None:
 def sizes(report: Report, path: Path) -> None:
     """Nanoseconds an element over the number of elements, law by law: hot on the left, cold on the right."""
     figure = canvas("Filling float32 tensors: nanoseconds an element", report, 10, 2.7 * len(report.sizes) + 1)
-    axes = figure.subplots(len(report.sizes), 2, sharey=True, width_ratios=(3, 2), squeeze=False)
-    titles = ("hot: one tensor again and again", "cold: tensors one after the other")
+    axes = figure.subplots(len(report.sizes), 2, sharey=True, width_ratios=(4, 3), squeeze=False)
+    titles = ("hot: one tensor again", "cold: one tensor after the other")
     for line, pair in zip(axes, zip(report.sizes, report.cold, strict=True), strict=True):
         for ax, rows, title in zip(line, pair, titles, strict=True):
             draw_sizes(ax, rows)

@@ -13,7 +13,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from common import python, same_bits
+from common import python, same_bits, slow_unless
 from hypothesis import given, strategies as st
 from interruptions import Interrupter, instrumented
 from torch import nn
@@ -59,8 +59,11 @@ def call(name: str, tensor: torch.Tensor, **named):
 # --- the same as one by one ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", DRAWS)
+PAIRS = [(name, layout) for name in DRAWS for layout in LAYOUTS]
+FEW = ("normal_", "xavier_uniform_", "bernoulli_", "orthogonal_", "sparse_", "constant_")
+
+
+@pytest.mark.parametrize(("name", "layout"), slow_unless(lambda pair: pair[1] != "large" or pair[0] in FEW, PAIRS))
 def test_bits_are_those_of_calls_one_by_one(name, layout):
     """And the generator stands where it would."""
     made = [LAYOUTS[layout](torch.float32) for _ in range(4)]

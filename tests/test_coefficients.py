@@ -24,6 +24,7 @@ def script():
     return module
 
 
+@pytest.mark.slow
 def test_the_script_makes_the_file(script):
     assert script.module_text() == Path(coefficients.__file__).read_text()
 

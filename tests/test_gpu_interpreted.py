@@ -28,7 +28,10 @@ SAMPLE = {
 EVERY = {
     dtype: [name for name, _, other in CASES if other is dtype] for dtype in dict.fromkeys(case[2] for case in CASES)
 }
-WANTED = [pytest.param(*item, id=f"sample-{name_of(item[0])}") for item in SAMPLE.items()]
+WANTED = [
+    pytest.param(dtype, laws, id=f"sample-{name_of(dtype)}", marks=[pytest.mark.slow] * (dtype is torch.float64))
+    for dtype, laws in SAMPLE.items()
+]
 WANTED += [pytest.param(*item, id=name_of(item[0]), marks=pytest.mark.slow) for item in EVERY.items()]
 
 

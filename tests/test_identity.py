@@ -92,7 +92,10 @@ SHIPMENTS = {
 }
 
 
-@pytest.mark.parametrize("ship", SHIPMENTS.values(), ids=SHIPMENTS)
+@pytest.mark.parametrize("ship", [
+    SHIPMENTS["zip of pyc"],
+    *(pytest.param(SHIPMENTS[name], marks=pytest.mark.slow) for name in ("pyc", "zip")),
+])  # fmt: skip
 def test_packages_without_sources_keep_kernels(tmp_path, ship):
     shipped = ship(copied_package(tmp_path / "copy"))
     code = f"import sys; sys.path.insert(0, {str(shipped)!r})\n" + DRAWN

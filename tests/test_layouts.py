@@ -7,7 +7,7 @@ import threading
 
 import pytest
 import torch
-from common import CASE_IDS, CASES, ENGINES, FEWER_CASES, FLOATS, LAWS, bits, name_of, same_bits, slow_unless
+from common import CASE_IDS, CASES, ENGINES, FLOATS, LAWS, bits, name_of, same_bits, slow_unless
 from hypothesis import given, strategies as st
 
 import fastinit
@@ -70,8 +70,15 @@ def test_a_box_holds_what_the_whole_tensor_holds_there(shape, dtype, data):
     assert same_bits(local, whole(shape, dtype)[box.box])
 
 
+# Compiling takes its time: every law in float32 and every dtype for one law; all of them in the slow tests.
+# And what is wider than its dtype: a block of it has fewer elements than a cache line.
+FEW_LAWS = [(name, law, dtype) for name, law, dtype in CASES if dtype is torch.float32][::3]
+FEW_LAWS += [c for c in CASES if c[2] is torch.uint8 and width_of(c[1].parameters(torch.uint8)[0], torch.uint8) == 64]
+FEW = slow_unless(lambda case: case[0] == "normal" or case in FEW_LAWS, CASES)
+
+
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize(("law_name", "law", "dtype"), FEWER_CASES, ids=CASE_IDS)
+@pytest.mark.parametrize(("law_name", "law", "dtype"), FEW, ids=CASE_IDS)
 def test_boxes_in_turned_memory_in_every_engine(engine, law_name, law, dtype):
     found = engines.load(engine)
     draw = Draw(*law.parameters(dtype), 3, 4)
@@ -91,12 +98,6 @@ MEMORIES = {
 
 
 POISON = 0x41  # in every byte
-
-# Compiling takes its time: every law in float32 and every dtype for one law; all of them in the slow tests.
-# And what is wider than its dtype: a block of it has fewer elements than a cache line.
-FEW_LAWS = [(name, law, dtype) for name, law, dtype in CASES if dtype is torch.float32][::3]
-FEW_LAWS += [c for c in CASES if c[2] is torch.uint8 and width_of(c[1].parameters(torch.uint8)[0], torch.uint8) == 64]
-FEW = slow_unless(lambda case: case[0] == "normal" or case in FEW_LAWS, CASES)
 
 
 @pytest.mark.parametrize("form", MEMORIES)
@@ -247,9 +248,16 @@ def test_threads_do_not_show(threads, count):
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("dtype", FLOATS, ids=name_of)
-@pytest.mark.parametrize("name", ["uniform", "normal", "central"])
-@pytest.mark.parametrize("offset", [0, 1, 13])
+STREAMED = [
+    (name, dtype, offset) for name in ("uniform", "normal", "central") for dtype in FLOATS for offset in (0, 1, 13)
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "offset"),
+    slow_unless(lambda case: case[0] == "normal" or case[1:] == (torch.float32, 13), STREAMED),
+    ids=[f"{name}-{name_of(dtype)}-{offset}" for name, dtype, offset in STREAMED],
+)
 def test_large_tensors_through_streaming_stores(name, dtype, offset, two_threads):
     """Past the cache's size stores go around it, where they are aligned; the bits are the small tensors'."""
     count = 2 * jobs.STREAMING_FROM // dtype.itemsize + 77

@@ -115,7 +115,7 @@ def plain(target: object) -> Tensor:
     return torch.zeros(0) if local.is_meta else local.resolve_neg()
 
 
-@pytest.mark.parametrize("name", ["normal_", "xavier_uniform_"])
+@pytest.mark.parametrize("name", ["normal_", pytest.param("xavier_uniform_", marks=pytest.mark.slow)])
 def test_tensors_of_all_kinds(name):
     with torch.inference_mode():
         ours, theirs = odd_ones(), odd_ones()

@@ -187,7 +187,7 @@ def test_code_that_calls_something_else_is_refused(monkeypatch):
         compiling.compile_kernel("words", torch.int64, "fill", 0)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ["long", *(pytest.param(form, marks=pytest.mark.slow) for form in FORMS[1:])])
 def test_the_largest_kernel_compiles_nearly_as_fast_as_the_smallest(form):
     """Of each form, in the thread's own time: most of it is Numba's, whatever the law."""
     from fastinit.kernels.cpu.compile import compile_kernel
@@ -347,7 +347,7 @@ OTHER_CPUS = {
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="makes code for x86-64")
-@pytest.mark.parametrize("name", OTHER_CPUS)
+@pytest.mark.parametrize("name", [pytest.param("AVX2", marks=pytest.mark.slow), "128 bits, no fma"])
 def test_code_for_other_cpus_draws_the_same_bits(name, tmp_path):
     processor, features = OTHER_CPUS[name]
     here = common.python(OTHER_CPU).split()

@@ -201,7 +201,7 @@ def two_fans(shape):
 # have its bits (tests/test_engines.py), on fewer samples.
 PLACES = [("cpu", shape, torch.float32) for shape in SHAPES]
 PLACES += [(engine, shape, dtype) for engine, shape in FEWER.items() for dtype in FLOATS]
-USUAL = slow_unless(lambda place: place[0] == "cpu" or place[0::2] == ("eager", torch.bfloat16), PLACES)
+USUAL = slow_unless(lambda place: place in (PLACES[0], PLACES[2]) or place[0::2] == ("eager", torch.bfloat16), PLACES)
 
 
 @pytest.mark.parametrize(("engine", "shape", "dtype"), USUAL, ids=[f"{e}-{len(s)}d-{name_of(d)}" for e, s, d in PLACES])

@@ -1,8 +1,8 @@
 """Lists of tensors in place of a tensor: the same bits and errors as a loop, drawn in one job.
 
-A list or tuple is served as a loop would serve its tensors, each from a number of its own, in order; but nothing is
-drawn where one of them has an error. `stream` is a list, too, of a stream for each tensor: one for all would give them
-the same numbers.
+A list or tuple is served as a loop would serve its tensors, each from a number of its own, in order; but what a batch
+puts off is not drawn where one of them has an error. `stream` is a list, too, of a stream for each tensor: one for all
+would give them the same numbers.
 """
 
 from __future__ import annotations
