@@ -26,11 +26,11 @@ from .drawing.fill import fill
 from .drawing.originals import call, torch_init
 from .drawing.regions import Shard, Target, local_of
 from .drawing.route import TORCH, decided_by_others, outside_contract, refuse_inference_write, way
-from .drawing.streams import Stream, check_source
+from .drawing.streams import check_source
 from .initialisers import constants, matrices
 from .initialisers.checks import in_values
 from .initialisers.fans import axes
-from .initialisers.lists import Streams, Targets, takes_lists
+from .initialisers.lists import Streams, Targets, alone, takes_lists
 from .initialisers.operators import draw_whole
 from .initialisers.quick import serve
 from .laws import Words
@@ -97,11 +97,12 @@ def trunc_normal_(
 
 
 @takes_lists
-def bits_(tensor: One, generator: Generator | None = None, *, stream: Stream | None = None) -> One:
+def bits_(tensor: One, generator: Generator | None = None, *, stream: Streams = None) -> One:
     """Fill an int32 tensor with raw Philox words (element i: as float32 laws see it). For tests of the generator.
 
     Raises `TypeError` for another dtype, `RuntimeError` where kernels cannot write the tensor.
     """
+    stream = alone(stream)
     if tensor.dtype is not torch.int32:
         raise TypeError(f"bits_ fills int32 tensors, got {tensor.dtype}")
     check_source(generator, stream)
@@ -118,7 +119,9 @@ def constant_(tensor: T, val: Any) -> T:
     A list or array fills in row-major order, and its last value whatever is left, as TensorFlow's
     `constant_initializer` does. Raises `ValueError` where there are more values than elements, or none.
     """
-    return tensor if constants.fill("constant_", tensor, val) else _constant(tensor, val)
+    if type(val) in (int, float):
+        return constants.serve("constant_", tensor, val, val)
+    return _constant(tensor, val)
 
 
 @takes_lists
@@ -126,7 +129,7 @@ def _constant(tensor: Any, val: Any) -> Any:
     settle(val)
     several = isinstance(val, (list, tuple)) or (isinstance(val, (np.ndarray, torch.Tensor)) and val.ndim > 0)
     if not several or decided_by_others("constant_", tensor):
-        return _filled(tensor, "constant_", val, val)
+        return constants.serve("constant_", tensor, val, val)
     own = None if isinstance(val, (np.ndarray, torch.Tensor)) else tensor.dtype  # a list's numbers are not float32 yet
     values = torch.as_tensor(val, dtype=own).flatten()
     if not 0 < values.numel() <= max(tensor.numel(), 1):
@@ -139,12 +142,12 @@ def _constant(tensor: Any, val: Any) -> Any:
 
 def ones_(tensor: T) -> T:
     """Fill with 1, as `torch.nn.init.ones_`; shards too."""
-    return tensor if constants.fill("ones_", tensor, 1) else _filled(tensor, "ones_", 1)
+    return constants.serve("ones_", tensor, 1)
 
 
 def zeros_(tensor: T) -> T:
     """Fill with 0, as `torch.nn.init.zeros_`; shards too."""
-    return tensor if constants.fill("zeros_", tensor, 0) else _filled(tensor, "zeros_", 0)
+    return constants.serve("zeros_", tensor, 0)
 
 
 def xavier_uniform_(
@@ -226,7 +229,7 @@ def orthogonal_(
     generator: Generator | None = None,
     *,
     fast: bool | None = None,
-    stream: Stream | None = None,
+    stream: Streams = None,
     column_axis: int = 0,
 ) -> One:
     """A (semi) orthogonal matrix, Haar-distributed, times gain, as `torch.nn.init.orthogonal_` (Saxe et al. 2013).
@@ -236,6 +239,7 @@ def orthogonal_(
     1980) is the device's own library's. `column_axis` is the dimension of the matrix's columns, all others together are
     that of its rows: torch's is the first, JAX's the last (-1).
     """
+    stream = alone(stream)
     by = way(tensor, generator, fast, stream, "orthogonal_")
     turned = columns_first(tensor, column_axis) if column_axis else tensor
     if by is not TORCH and tensor.ndimension() > 1:
@@ -268,12 +272,13 @@ def sparse_(
     generator: Generator | None = None,
     *,
     fast: bool | None = None,
-    stream: Stream | None = None,
+    stream: Streams = None,
 ) -> One:
     """Normal samples with ceil(sparsity * rows) zeros in each column, as `torch.nn.init.sparse_` (Martens 2010).
 
     The zeros of a column are its smallest words in the stream's child "zeros": part of the stream contract.
     """
+    stream = alone(stream)
     by = way(tensor, generator, fast, stream, "sparse_")
     if by is TORCH or tensor.ndimension() != 2:
         return call("sparse_", tensor, sparsity, std, generator)
@@ -305,14 +310,6 @@ def dirac_(tensor: One, groups: int = 1) -> One:
         return call("dirac_", tensor, groups)
     matrices.dirac(tensor, groups)
     return tensor
-
-
-@takes_lists
-def _filled(tensor: Any, name: str, value: Any, *arguments: Any) -> Any:
-    if constants.fill(name, tensor, value):
-        return tensor
-    made = call(name, local_of(tensor), *arguments)
-    return tensor if isinstance(tensor, Shard) else made
 
 
 @originals.obedient

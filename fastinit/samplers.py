@@ -17,9 +17,8 @@ from torch import Generator
 
 from .drawing import originals
 from .drawing.regions import Target
-from .drawing.streams import Stream
 from .initialisers.each import fill_each
-from .initialisers.lists import Streams, Targets, takes_lists
+from .initialisers.lists import Streams, Targets, alone, takes_lists
 from .initialisers.quick import METHOD, serve
 
 T = TypeVar("T", bound=Targets)
@@ -33,13 +32,14 @@ def bernoulli_(
     generator: Generator | None = None,
     *,
     fast: bool | None = None,
-    stream: Stream | None = None,
+    stream: Streams = None,
 ) -> One:
     """1 with probability p in [0, 1], else 0, as `torch.Tensor.bernoulli_`; exact to 2^-53, in every dtype.
 
     p may be a tensor of floating-point numbers that broadcasts to the tensor's shape (a shard's local one): a
     probability for each element. One that has equal numbers gives the samples that the number gives.
     """
+    stream = alone(stream)
     if isinstance(p, torch.Tensor) and (p.numel() != 1 or p.dim() > tensor.dim()):
         return fill_each(
             "bernoulli_", tensor, (p,), generator, fast, stream,

@@ -20,7 +20,7 @@ from .drawing.route import TORCH, way
 from .drawing.streams import Stream, source
 from .init import eye_, orthogonal_
 from .initialisers import matrices
-from .initialisers.lists import takes_lists
+from .initialisers.lists import Streams, alone, takes_lists
 from .initialisers.operators import draw_whole, whole
 from .samplers import bernoulli_
 
@@ -47,7 +47,7 @@ def delta_orthogonal_(
     generator: Generator | None = None,
     *,
     fast: bool | None = None,
-    stream: Stream | None = None,
+    stream: Streams = None,
     layout: str | None = None,
 ) -> T:
     """A convolution's weight that is orthogonal in the middle of its receptive field and zero around it.
@@ -57,6 +57,7 @@ def delta_orthogonal_(
     `layout` names ("ssio" is JAX's), and no more input than output features; else `ValueError`. The middle of an even
     size is the place before. The matrix is `orthogonal_`'s of shape (out, in), with its guarantee.
     """
+    stream = alone(stream)
     target = outputs_first("delta_orthogonal_", tensor, layout)
     local = local_of(tensor)
     if originals.is_kept("orthogonal_", local):
@@ -77,7 +78,7 @@ def convolution_orthogonal_(
     generator: Generator | None = None,
     *,
     fast: bool | None = None,
-    stream: Stream | None = None,
+    stream: Streams = None,
     layout: str | None = None,
 ) -> T:
     """A convolution's weight that is orthogonal as a whole: its circular convolution keeps norms (times gain).
@@ -87,6 +88,7 @@ def convolution_orthogonal_(
     field has one size; else `ValueError`. Computed in float32 or float64, with the memory of some weights with as
     many input as output features.
     """
+    stream = alone(stream)
     target = outputs_first("convolution_orthogonal_", tensor, layout)
     if len(set(target.shape[2:])) > 1:
         raise ValueError(f"convolution_orthogonal_ needs one size of its field, got {tuple(target.shape[2:])}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 
 import pytest
 import torch
@@ -20,12 +21,12 @@ ARGUMENTS = {
     "geometric_": (0.3,),
     "bernoulli_": (torch.linspace(0, 1, 12),),
 }  # fmt: skip
-KERNELS = ("dirac_", "delta_orthogonal_", "convolution_orthogonal_")  # of convolutions
+CONVOLUTIONS = ("dirac_", "delta_orthogonal_", "convolution_orthogonal_")
 DRAWING = [name for name, one in functions.items() if "stream" in inspect.signature(one).parameters]
 
 
 def made(name: str) -> list[Tensor]:
-    shape = (12, 6, 3) if name in KERNELS else (7, 12)
+    shape = (12, 6, 3) if name in CONVOLUTIONS else (7, 12)
     dtype = torch.int32 if name == "bits_" else torch.float32
     return [torch.full(shape, 7, dtype=dtype), torch.full(shape, 7, dtype=dtype).transpose(0, 1).contiguous().mT,
             torch.nn.Parameter(torch.full(shape, 7, dtype=dtype), requires_grad=False)]  # fmt: skip
@@ -82,11 +83,11 @@ def test_one_stream_for_all_would_repeat_its_numbers_and_is_refused(name):
     before = [tensor.clone() for tensor in ours]
     with pytest.raises(TypeError, match="one for all would give them the same numbers"):
         call(name, ours, stream=Stream(1))
-    for wrong in ([Stream(1)] * 2, [Stream(1), None, Stream(2)]):
-        with pytest.raises(ValueError, match="a stream for each of the 3 tensors"):
-            call(name, ours, stream=wrong)
-    with pytest.raises(TypeError, match="Stream"):
-        call(name, ours, stream=[Stream(1), 2, Stream(3)])
+    with pytest.raises(ValueError, match="a stream for each of the 3 tensors; got 2"):
+        call(name, ours, stream=[Stream(1)] * 2)
+    for wrong, named in ((None, "NoneType"), (2, "int")):
+        with pytest.raises(TypeError, match=rf"stream\[1\] is a fastinit.Stream, got {named}"):
+            call(name, ours, stream=[Stream(1), wrong, Stream(3)])
     with pytest.raises(ValueError, match="not both"):
         call(name, ours, generator=torch.Generator(), stream=[Stream(1), Stream(2), Stream(3)])
     assert all(map(same_bits, ours, before))
@@ -157,13 +158,61 @@ def test_flags_engines_and_functions_in_torchs_place(monkeypatch):
     torch.manual_seed(1)
     init.normal_(torch.zeros(9))
     assert same_bits(flagged, torch.nn.init.normal_(torch.zeros(9)))  # torch's bits
+    expected = init.normal_(torch.zeros(9), stream=Stream(3))
     for engine in ("reference", "eager", "cpu"):
         with fastinit.use_engine(engine):
-            assert init.normal_([torch.zeros(9)], stream=[Stream(3)])[0].std() > 0
+            [drawn] = init.normal_([torch.zeros(9)], stream=[Stream(3)])
+            assert same_bits(drawn, expected), engine
+    torch.manual_seed(1)
+    ours = init.normal_([torch.zeros(9), torch.zeros(5)], fast=False)
+    torch.manual_seed(1)
+    assert all(map(same_bits, ours, [torch.nn.init.normal_(torch.zeros(9)), torch.nn.init.normal_(torch.zeros(5))]))
+    assert same_bits(init.normal_([torch.zeros(9)], fast=True, stream=[Stream(3)])[0], expected)
     seen: list[int] = []
     monkeypatch.setattr(torch.nn.init, "normal_", lambda tensor, *rest: seen.append(tensor.numel()) or tensor)
     init.normal_([torch.zeros(3), torch.zeros(5)])
     assert seen == [3, 5]
+
+
+def test_lists_in_lists_and_other_lists():
+    class Several(list):
+        pass
+
+    expected = [init.normal_(torch.zeros(4), stream=Stream(k)) for k in range(3)]
+    inner = [torch.zeros(4), torch.zeros(4)]
+    init.normal_(Several([inner, torch.zeros(4)]), generator=torch.Generator().manual_seed(1))
+    assert all(bool(tensor.any()) for tensor in inner)
+    drawn = init.normal_(Several(torch.zeros(4) for _ in range(3)), stream=tuple(Stream(k) for k in range(3)))
+    assert all(map(same_bits, drawn, expected))
+    with pytest.raises(AttributeError):
+        init.normal_(torch.nn.ParameterList([torch.zeros(3)]))
+
+
+def test_a_list_in_another_thread_than_its_batch():
+    tensors = [torch.zeros(9) for _ in range(3)]
+    init.normal_(tensors[0])
+    with batch():
+        thread = threading.Thread(target=init.normal_, args=(tensors,))
+        thread.start()
+        thread.join()
+        assert all(bool(tensor.any()) for tensor in tensors)
+
+
+@pytest.mark.parametrize("name", ["normal_", "ones_"])
+def test_memory_that_anothers_code_takes_away_is_not_written(name):
+    """A class with functions of its own gives an ordinary tensor of the same list other memory."""
+    big = torch.zeros(300, 300)
+    kept = big.data
+
+    class Sub(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, function, types, args=(), kwargs=None):
+            big.data = torch.zeros(4, 4)
+            return super().__torch_function__(function, types, args, kwargs or {})
+
+    with pytest.raises(RuntimeError, match="got other memory since"):
+        getattr(init, name)([big, torch.zeros(3).as_subclass(Sub)])
+    assert not kept.any()
 
 
 def test_in_a_graph():
@@ -183,17 +232,12 @@ def test_in_a_graph():
 @pytest.mark.parametrize(("name", "last", "arguments", "error"), [
     ("normal_", torch.zeros(3), (0.0, -1.0), RuntimeError),
     ("normal_", 3, (), AttributeError),
-    ("normal_", [torch.zeros(3)], (), None),
     ("xavier_normal_", torch.zeros(3), (), ValueError),
     ("ones_", None, (), AttributeError),
     ("orthogonal_", torch.zeros(3), (), ValueError),
 ])  # fmt: skip
 def test_nothing_is_drawn_where_one_has_an_error(name, last, arguments, error):
     function, ours = getattr(init, name), [torch.full((3, 4), 7.0) for _ in range(4)]
-    if error is None:  # lists in lists are lists
-        function([*ours, last])
-        assert last[0].any()
-        return
     for _ in range(2):
         with pytest.raises(error) as raised:
             function([*ours, last], *arguments)

@@ -40,7 +40,7 @@ class batch:
     Raises `RuntimeError` where the same object is entered twice at a time.
     """
 
-    watched = True  # whether anything but fastinit happens within it
+    watched = True  # whether anything but fastinit may happen within it
 
     def __init__(self) -> None:
         self.over = True
@@ -68,7 +68,7 @@ class batch:
 
 
 class closed(batch):
-    """A batch of fastinit's own, in which nobody has the time to take a tensor's memory away."""
+    """A batch within a call of fastinit's. While nobody else's code runs, no tensor's memory goes: see `watch`."""
 
     watched = False
 
@@ -95,12 +95,20 @@ def pending(engine: JobEngine | Plan) -> Job | None:
     last = found[-1]() if found else None
     if last is None or last.over or last.thread != threading.get_ident():  # seldom
         if not (others := opened(found)):
+            blocks.set(())  # an interruption can leave one behind that is gone
             return None
         last = others[-1]
     jobs = last.jobs
     if not jobs:
         jobs.append(engine.job())
     return jobs[0]
+
+
+def watch() -> None:
+    """Say that what comes now may run anybody's code: tensors are looked at once more before they are written."""
+    if not in_graph():
+        for block in opened(blocks.get()):
+            block.watched = True
 
 
 def fill(plan: Plan, tensor: Tensor, address: int, count: int, seed: int, stream_id: int) -> None:

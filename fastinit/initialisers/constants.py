@@ -1,26 +1,29 @@
-"""Constants: by a kernel that stores, so that they keep their place in a batch, and large ones go around the cache."""
+"""Constants: by a kernel that stores, so that they keep their place in a batch; large ones by non-temporal stores."""
 
 from __future__ import annotations
 
-import contextlib
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from ..drawing import batch, engines
 from ..drawing.flags import forced_engine
-from ..drawing.originals import originals, ours, standing
-from ..drawing.regions import Shard
+from ..drawing.originals import call, originals, ours, standing
+from ..drawing.regions import Shard, local_of
 from ..drawing.torch_private import increment_version
 from ..kernels.contract import KernelMissing, setting_up
 from ..kernels.dtypes import FORMATS, WHOLE
-from .quick import MOST_PLANS, ordinary_address
+from .lists import LISTS, Targets, each_of
+from .quick import PROBE, make_room, ordinary_address
+from .together import fill_together, ordinary_ones
 
 if TYPE_CHECKING:
     from ..kernels.cpu.engine import CpuEngine
     from ..kernels.cpu.jobs import Plan
 
+T = TypeVar("T", bound=Targets)
 # What of torch.nn.init's private functions each calls there.
 HELPERS = {"constant_": "_no_grad_fill_", "ones_": "_no_grad_fill_", "zeros_": "_no_grad_zero_"}
 DTYPES = frozenset({*FORMATS, *WHOLE, torch.complex64, torch.uint16, torch.uint32, torch.uint64})
@@ -38,17 +41,9 @@ def fill(name: str, target: Any, value: Any) -> bool:
     if not address:
         return isinstance(target, Shard) and fill(name, target.local, value)
     tensor: Tensor = target
-    helper = standing.get(HELPERS[name])
-    if (
-        type(value) not in (int, float)
-        or not tensor.is_cpu
-        or (helper is not originals[HELPERS[name]] and helper is not ours[HELPERS[name]])
-        or forced_engine.get() not in (None, "cpu")
-        or (tensor.dtype.is_complex and tensor.is_conj())
-    ):
+    if not is_served(name, value) or not tensor.is_cpu or (tensor.dtype.is_complex and tensor.is_conj()):
         return False
-    key = tensor.dtype, repr(value)
-    plan = plans[key] if key in plans else planned(key, value)
+    plan = plan_for(tensor.dtype, value)
     if plan is None:
         return False
     increment_version((tensor,))  # before the write: an interruption may come between
@@ -64,17 +59,62 @@ def fill(name: str, target: Any, value: Any) -> bool:
     return True
 
 
+def serve(name: str, target: T, value: Any, *arguments: Any) -> T:
+    """Serve a call of torch.nn.init's function `name`, which fills with `value`."""
+    if fill(name, target, value):
+        return target
+    if isinstance(target, LISTS):
+        return serve_list(name, target, value, arguments)
+    made: Any = call(name, local_of(target), *arguments)
+    return target if isinstance(target, Shard) else made
+
+
+def serve_list(name: str, listed: T, value: Any, arguments: tuple[Any, ...]) -> T:
+    targets = cast("Sequence[Any]", listed)
+    usual = is_served(name, value) and ordinary_address(PROBE, None, None, None, name, DTYPES) != 0
+
+    def many(part: slice) -> bool:
+        looked = ordinary_ones(targets[part]) if usual else None
+        if looked is None or not DTYPES.issuperset(looked.dtypes) or any(one.is_complex for one in {*looked.dtypes}):
+            return False
+        found = {dtype: plan_for(dtype, value) for dtype in {*looked.dtypes}}
+        return fill_together(looked, looked.dtypes, found, (), draws=False)
+
+    each_of(targets, many, lambda number: serve(name, targets[number], value, *arguments))
+    return listed
+
+
+def is_served(name: str, value: Any) -> bool:
+    """Whether a call with this value is not torch's, whatever the tensor."""
+    helper = standing.get(HELPERS[name])
+    return (
+        type(value) in (int, float)
+        and (helper is originals[HELPERS[name]] or helper is ours[HELPERS[name]])
+        and forced_engine.get() in (None, "cpu")
+    )
+
+
+def plan_for(dtype: torch.dtype, value: float) -> Plan | None:
+    key = dtype, repr(value)
+    return plans[key] if key in plans else planned(key, value)
+
+
 def planned(key: tuple[torch.dtype, str], value: float) -> Plan | None:
     """How to fill with a value, for `plans`; None where it is beyond the dtype, or the CPU engine cannot."""
     if setting_up.is_on:
         return None
-    engine, plan, dtype = engines.load("cpu"), None, key[0]
-    if not isinstance(engine, str):
-        with contextlib.suppress(RuntimeError, OverflowError, KernelMissing):
-            # Of two elements: torch lets one pass that is beyond the dtype.
-            both = torch.full((2,), value, dtype=dtype, device="cpu").view(torch.uint8).tolist()
-            plan = cast("CpuEngine", engine).constant(bytes(both[: dtype.itemsize]))
-    if len(plans) >= MOST_PLANS:
-        plans.clear()
+    engine = engines.load("cpu")
+    if isinstance(engine, str):
+        return None
+    plan = None
+    try:
+        # Of two elements: torch lets one pass that is beyond the dtype.
+        both = torch.full((2,), value, dtype=key[0], device="cpu").view(torch.uint8).tolist()
+        plan = cast("CpuEngine", engine).constant(bytes(both[: key[0].itemsize]))
+    except (RuntimeError, OverflowError):  # beyond the dtype
+        pass
+    except KernelMissing:
+        return None
+    make_room(plans)
     plans[key] = plan
     return plan

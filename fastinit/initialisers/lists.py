@@ -1,8 +1,8 @@
 """Lists of tensors in place of a tensor: the same bits and errors as a loop, drawn in one job.
 
-A list or tuple is served as a loop would serve its tensors, each from a number of its own, in order; but what a batch
-puts off is not drawn where one of them has an error. `stream` is a list, too, of a stream for each tensor: one for all
-would give them the same numbers.
+A list or tuple is served as a loop would serve its tensors (or lists of them), each from a number of its own, in order.
+Outside of a `batch`, what a batch would put off is not drawn where one of them has an error. `stream` is a list, too,
+of a stream for each tensor: one for all would give them the same numbers.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from ..drawing import batch
 from ..drawing.regions import Target
-from ..drawing.streams import Stream, check_source
+from ..drawing.streams import Stream
 from ..drawing.torch_private import in_graph
 
 P = ParamSpec("P")
-Targets = Target | Sequence[Target]
-Streams = Stream | Sequence[Stream] | None  # one for a tensor, or as many as a list has tensors
+Targets = Target | list[Any] | tuple[Any, ...]
+Streams = Stream | list[Stream] | tuple[Stream, ...] | None  # one for a tensor, or as many as a list has tensors
 L = TypeVar("L", bound=Targets)
 LISTS = (list, tuple)
+MOST_TOGETHER = 512  # tensors: the L2 cache keeps their objects from one question to the next
 
 
 class Initialiser(Protocol[P]):
@@ -36,12 +36,15 @@ def takes_lists(function: Callable[Concatenate[Any, P], Any]) -> Initialiser[P]:
 
     @functools.wraps(function)
     def call(tensor: Any, *arguments: Any, **named: Any) -> Any:
-        if type(tensor) not in LISTS:
+        if not isinstance(tensor, LISTS):
             return function(tensor, *arguments, **named)
         streams = streams_of(tensor, named.get("stream"))
-        with together():
-            for one, stream in zip(tensor, streams, strict=True):
-                function(one, *arguments, **(named if stream is None else named | {"stream": stream}))
+
+        def one(number: int) -> None:
+            own = {} if streams[number] is None else {"stream": streams[number]}
+            function(tensor[number], *arguments, **(named | own))
+
+        each_of(tensor, None, one)
         return tensor
 
     return call
@@ -54,18 +57,38 @@ def streams_of(targets: Sequence[Any], stream: Any) -> Sequence[Stream | None]:
     """
     if stream is None:
         return [None] * len(targets)
-    if type(stream) not in LISTS:
+    if not isinstance(stream, LISTS):
         raise TypeError(
             "with a list of tensors, stream is a list of a stream for each, such as [Stream.named(name) for name in "
             f"names]: one for all would give them the same numbers; got {type(stream).__name__}"
         )
-    if len(stream) != len(targets) or None in stream:
-        raise ValueError(f"stream is a stream for each of the {len(targets)} tensors, got {len(stream)}")
-    for one in stream:
-        check_source(None, one)
-    return stream  # type: ignore[no-any-return]
+    if len(stream) != len(targets):
+        raise ValueError(f"stream has a stream for each of the {len(targets)} tensors; got {len(stream)}")
+    for number, one in enumerate(stream):
+        if not isinstance(one, Stream):
+            raise TypeError(f"stream[{number}] is a fastinit.Stream, got {type(one).__name__}")
+    return stream
 
 
-def together() -> AbstractContextManager[None]:
-    """Within it calls are drawn together: at its end, or at that of the batch around it."""
-    return contextlib.nullcontext() if in_graph() or batch.is_open() else batch.closed()
+def alone(stream: Streams) -> Stream | None:
+    """The stream of a call with one tensor: `takes_lists` leaves no list."""
+    return stream  # type: ignore[return-value]
+
+
+def each_of(targets: Sequence[Any], many: Callable[[slice], bool] | None, one: Callable[[int], object]) -> None:
+    """Serve all of a list together, at the end of this call or of the batch around it.
+
+    `many` serves a part of them at once and returns whether it did; what it refuses `one` serves, by its number.
+    """
+    with contextlib.nullcontext() if in_graph() or batch.is_open() else batch.closed():
+        begin, size = 0, MOST_TOGETHER
+        while begin < len(targets):
+            end = min(begin + size, len(targets))
+            if many is not None and many(slice(begin, end)):
+                begin, size = end, min(2 * size, MOST_TOGETHER)
+            elif many is not None and size > 1:  # one of them is new, or not ordinary
+                size = 1
+            else:
+                batch.watch()
+                one(begin)
+                begin += 1

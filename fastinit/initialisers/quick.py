@@ -12,16 +12,14 @@ from collections.abc import Callable, Collection, Sequence
 from types import NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..drawing import batch, engines, flags, originals
 from ..drawing.flags import forced_engine
-from ..drawing.route import KERNELS, ORDINARY, way
-from ..drawing.streams import LOWEST, Stream, default_generator, drawn, drawn_seed, drawn_seeds
+from ..drawing.route import KERNELS, way
+from ..drawing.streams import LOWEST, Stream, default_generator, drawn, drawn_seed
 from ..drawing.torch_private import (
-    COMPLETE,
     dispatch_modes,
     forward,
     function_modes,
@@ -30,14 +28,14 @@ from ..drawing.torch_private import (
     tracing,
     transform,
 )  # fmt: skip
-from ..kernels.contract import Engine, KernelMissing
+from ..kernels.contract import Engine
 from ..kernels.dtypes import FORMATS, drawn_as
 from ..laws import Law
-from . import lists
 from .fans import Axes, Layout
-from .lists import LISTS, Targets
+from .lists import LISTS, Targets, each_of, streams_of
 from .operators import record
 from .table import DTYPES, draw
+from .together import FAR, FLAG, TYPES, fill_together, ordinary_ones
 
 if TYPE_CHECKING:
     from ..kernels.cpu.engine import CpuEngine
@@ -45,14 +43,15 @@ if TYPE_CHECKING:
     from ..kernels.gpu.engine import GpuEngine, Plan as GpuPlan
 
 T = TypeVar("T", bound=Targets)
-TYPES = ORDINARY if COMPLETE else set()  # `ordinary_address` asks torch for what may be missing
 # Types of arguments by which a call is looked up. Values of other types may equal these, and mean something else.
 PLAIN = {float, int, str, NoneType}
-FLAG = flags.ATTRIBUTE
-FAR = 1 << 40  # bytes: no view's offset reaches as far, and most addresses lie beyond
 blocks = batch.blocks
 standing, torchs, ours = originals.standing, originals.originals, originals.ours
 is_dynamo_compiling = torch.compiler.is_dynamo_compiling
+
+SHAPE = operator.attrgetter("shape")
+with torch.inference_mode(False):
+    PROBE = torch.empty(1, dtype=torch.float32, device="cpu")  # an ordinary tensor
 
 # By call: how contiguous tensors of the CPU below 16 MiB are filled.
 plans: dict[tuple[Any, ...], Plan] = {}
@@ -167,7 +166,7 @@ def serve(
             else:
                 batch.fill(plan, tensor, address, count, seed, stream_id)
             return target
-    if not address and type(target) in LISTS:
+    if not address and isinstance(target, LISTS):
         return serve_list(name, target, values, generator, fast, stream, layout, shaped, elsewhere)
     by = KERNELS if address else way(tensor, generator, fast, stream, obeyed, layout, dtypes)
     act = draw if address or not in_graph() else record
@@ -189,77 +188,29 @@ def serve_list(
 ) -> T:
     """Serve a call with a list of tensors: ordinary ones many at a time, others one by one. See `lists`."""
     targets = cast("Sequence[Any]", listed)
-    streams, obeyed = lists.streams_of(targets, stream), name if elsewhere is None else elsewhere.obeys
-    with lists.together():
-        usual = (
-            ordinary_address(PROBE, generator, fast, None, obeyed) != 0  # so is the moment
-            and forced_engine.get() is None
-            and {*map(type, values)} <= PLAIN
-            and (not shaped or has_known_shape_rules(layout))
-            and (stream is None or generator is None)
-        )
-        begin, size = 0, MOST_TOGETHER
-        while begin < len(targets):
-            some = targets[begin : begin + size]
-            if usual and fill_together(name, some, values, generator, streams[begin : begin + size], layout, shaped):
-                begin += len(some)
-                size = min(2 * size, MOST_TOGETHER)
-            elif usual and size > 1:  # one of them is new, or not ordinary
-                size = 1
-            else:
-                serve(name, some[0], values, generator, fast, streams[begin], layout, shaped, elsewhere)
-                begin += 1
+    streams, obeyed = streams_of(targets, stream), name if elsewhere is None else elsewhere.obeys
+    usual = (
+        ordinary_address(PROBE, generator, fast, None, obeyed) != 0  # so is the moment
+        and forced_engine.get() is None
+        and {*map(type, values)} <= PLAIN
+        and (not shaped or has_known_shape_rules(layout))
+        and (stream is None or generator is None)
+    )
+
+    def many(part: slice) -> bool:
+        looked = ordinary_ones(targets[part]) if usual else None
+        if looked is None:
+            return False
+        kinds = [*zip(looked.dtypes, map(SHAPE, targets[part]), strict=True)] if shaped else looked.dtypes
+        keys = {kind: (name, kind[0], values, kind[1], layout) if shaped else (name, kind, values) for kind in {*kinds}}
+        found = {kind: plans.get(key) for kind, key in keys.items()}
+        return fill_together(looked, kinds, found, streams[part], generator)
+
+    def one(number: int) -> None:
+        serve(name, targets[number], values, generator, fast, streams[number], layout, shaped, elsewhere)
+
+    each_of(targets, many, one)
     return listed
-
-
-def fill_together(
-    name: str,
-    tensors: Sequence[Any],
-    values: tuple[Any, ...],
-    generator: torch.Generator | None,
-    streams: Sequence[Stream | None],
-    layout: Layout,
-    shaped: bool,
-) -> bool:
-    """Fill tensors of a list, if each is ordinary and like one that was filled before; returns whether it did.
-
-    Asks what `ordinary_address` asks, each question of all tensors: a third of the time.
-    """
-    try:
-        if not (
-            {*map(type, tensors)} <= TYPES
-            and not (any(map(ATTRIBUTES, tensors)) and any(FLAG in vars(tensor) for tensor in tensors))
-            and all(map(IS_CPU, tensors))
-            and not any(map(IS_NESTED, tensors))
-            and all(map(Tensor.is_contiguous, tensors))
-            and not any(map(Tensor.is_neg, tensors))
-            and not (flags.in_use and any(map(flags.is_spoken_for, tensors)))
-        ):
-            return False
-        addresses = np.fromiter(map(Tensor.data_ptr, tensors), np.uint64)
-        counts = np.fromiter(map(Tensor.numel, tensors), np.uint64)
-        kinds: list[Any] = [*map(DTYPE, tensors)]
-        if shaped:
-            kinds = [*zip(kinds, map(SHAPE, tensors), strict=True)]
-            known = {(dtype, shape): plans.get((name, dtype, values, shape, layout)) for dtype, shape in {*kinds}}
-        else:
-            known = {dtype: plans.get((name, dtype, values)) for dtype in {*kinds}}
-        found = [plan for plan in known.values() if plan is not None]
-        if len(found) < len(known) or addresses.min() <= FAR or counts.max() > min(plan.most for plan in found):
-            return False
-        job = batch.pending(found[0])
-        increment_version(tuple(tensors))  # inference tensors have none, which is an error
-    except (RuntimeError, KernelMissing):  # torch's, for an address or strides that a tensor does not have
-        return False
-    if job is None:  # in another thread's block
-        return False
-    own = [stream for stream in streams if stream is not None]
-    seeds: Any = [stream.seed for stream in own] if own else drawn_seeds(generator, len(tensors))
-    ids: Any = [stream.id for stream in own] if own else 0
-    patterns = {kind: cast("Plan", plan).pattern for kind, plan in known.items()}
-    each: Any = found[0].pattern if len(found) == 1 else [*map(patterns.__getitem__, kinds)]
-    job.add_plans(found, tensors, each, addresses, counts, seeds, ids)
-    return True
 
 
 def fill_gpu(
