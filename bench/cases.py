@@ -1,8 +1,8 @@
 """What the CPU benchmarks measure: one list, for the pytest suite, the report and the guard.
 
 A case is a fill of one kind of tensor. `calls` makes what takes turns in it, by name, on memory that they share:
-"fastinit", "torch" (torch.nn.init), "fill_" (writing the bytes through the cache), "stores" (non-temporal stores alone:
-the limit of the machine), and what else is a measure for it.
+"fastinit", "torch" (torch.nn.init), "fill_" (writing the bytes through the cache), "stores" (our kernel that stores a
+constant, as one job: from 1 MiB on non-temporal stores, the limit of the machine), and what else is a measure for it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 import fastinit
-from fastinit.commands import limit
 
 from .making import MADE, ROWS
 from .timing import Call, threads
+from .ways import in_batch, memory_of, on_fresh, stores, write
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 RANKS = 8
@@ -173,28 +173,6 @@ class Case:
         return calls | {"stores": stores([memory_of(tensor)])}
 
 
-def write(tensor: Tensor) -> None:
-    tensor.fill_(1.0)
-
-
-def stores(tensors: list[Tensor]) -> Call:
-    """Non-temporal stores and nothing else, by all threads. Raises `RuntimeError` without a CPU engine."""
-    call = limit.stores(tensors)
-    if call is None:
-        raise RuntimeError("the CPU engine does not work here")
-    return call
-
-
-def memory_of(tensor: Tensor) -> Tensor:
-    """As many elements of its memory, one behind the other."""
-    return tensor.new_empty(0).set_(tensor.untyped_storage(), 0, (tensor.numel(),), (1,))
-
-
-def on_fresh(function: Callable[[Tensor], Any], make: Callable[[], Tensor]) -> None:
-    """Large tensors go back to the system when they are freed, so that each call has pages of its own to fault in."""
-    function(make())
-
-
 @dataclass(frozen=True)
 class Slices(Case):
     """All ranks' slices of a matrix, one after the other: of columns, by `shard`, against as large slices of rows."""
@@ -296,11 +274,6 @@ class Model(Case):
             "stores": partial(on_all, lambda tensors: stores(tensors)()),
             "batch": partial(in_batch, partial(initialise, fastinit)),
         }
-
-
-def in_batch(call: Call) -> None:
-    with fastinit.batch():
-        call()
 
 
 def power(shape: tuple[int, ...]) -> str:

@@ -15,12 +15,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .cases import NOTHING, Case, Model, in_batch, model, square, stores, write
+from .cases import NOTHING, Case, Model, model, square
 from .timing import Call, neighbour, threads
+from .ways import in_batch, stores, write
 
 COLD = 256 << 20  # bytes, more than caches hold
-
-
 HOW = {"calls": "", "batch": " in one batch", "list": " as one list"}
 
 
@@ -32,7 +31,7 @@ class Many(Case):
 
     how: str = "calls"
     busy: bool = False
-    contenders: ClassVar[tuple[str, ...]] = (*Case.contenders, "batch", "list")
+    contenders: ClassVar[tuple[str, ...]] = (*Case.contenders, "batch")
 
     @property
     def conditions(self) -> str:
@@ -60,13 +59,14 @@ class Many(Case):
                 function(tensor)
 
         one_by_one = partial(each, ours)
-        ways: dict[str, Call] = {"batch": partial(in_batch, one_by_one), "list": partial(ours, tensors)}
+        batch = partial(in_batch, one_by_one)
+        ways: dict[str, Call] = {"calls": one_by_one, "batch": batch, "list": partial(ours, tensors)}
         return {
-            "fastinit": ways.get(self.how, one_by_one),
+            "fastinit": ways[self.how],
             "torch": partial(each, theirs),
             "fill_": partial(each, write),
             "stores": stores(tensors),
-            **ways,
+            "batch": batch,
         }
 
 

@@ -18,7 +18,7 @@ from .timing import words_of
 COLOURS = {"fastinit": "#2b6cb0", "torch": "#d9622b", "batch": "#2f855a", "stores": "#4a5568"}
 LABELS = {
     "fastinit": "fastinit", "torch": "torch.nn.init", "batch": "fastinit, in one batch",
-    "stores": "stores alone: the limit",
+    "stores": "stores alone",
 }  # fmt: skip
 LINES: dict[str, dict[str, Any]] = {
     "fastinit": {"marker": "o", "linewidth": 2.0},

@@ -2,7 +2,7 @@
 
 Measures fastinit, torch.nn.init, non-temporal stores alone (the limit) and installed peers in turns, and writes
 report.json, report.md and pictures into the folder. `--pages` replaces the tables between the markers in README.md (its
-first rows) and bench/README.md (all of them).
+first rows) and bench/README.md (all).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .peers import PEERS, call_of
 from .timing import machine, medians, words_of
 
 FOLDER = Path(__file__).parent / "results"
-# The pages with the table, and how many of its rows each shows.
+# The pages with the table, and how many single tensors each shows.
 PAGES = {FOLDER.parents[1] / "README.md": 4, FOLDER.parent / "README.md": len(cases.TABLE)}
 BEGIN, END = "<!-- bench.report: begin -->", "<!-- bench.report: end -->"
 COLUMNS = ("torch", "fastinit", "batch", "stores")
@@ -88,7 +88,7 @@ class Sections(NamedTuple):
     drawn: list[Case]
 
     @property
-    def alone(self) -> list[Case]:
+    def without_peers(self) -> list[Case]:
         """All but the last, once each."""
         laws = (case for law in (*self.sizes, *self.cold) for case in law)
         every = (*self.models, *laws, *self.table, *self.other_memory, *self.cached)
@@ -113,7 +113,7 @@ def cases_of(sweep: Sweep) -> Sections:
 
 def make(sweep: Sweep, progress: Progress) -> Report:
     sections = cases_of(sweep)
-    task = progress.add_task("measuring", total=len(sections.alone) + len(sections.drawn))
+    task = progress.add_task("measuring", total=len(sections.without_peers) + len(sections.drawn))
 
     def measured(several: Sequence[Case], peers: bool) -> Iterator[Measured]:
         for case in several:
@@ -121,7 +121,7 @@ def make(sweep: Sweep, progress: Progress) -> Report:
             yield measure(case, sweep, peers)
             progress.advance(task)
 
-    found = {row.case.name: row for row in measured(sections.alone, False)}
+    found = {row.case.name: row for row in measured(sections.without_peers, False)}
     # Last, because libraries that are imported stay, with their threads.
     peers = list(measured(sections.drawn, True))
 

@@ -9,13 +9,16 @@ because a model's tensors are cold.
 from __future__ import annotations
 
 import itertools
-import os
 import statistics
 import time
 from collections.abc import Callable
+from unittest import mock
 
 import torch
 
+import fastinit
+from fastinit.commands import doctor
+from fastinit.initialisers import lists
 from fastinit.kernels.contract import Draw
 from fastinit.kernels.cpu import helpers, jobs, loading
 from fastinit.kernels.cpu.engine import CpuEngine
@@ -72,12 +75,17 @@ def hand_over(threads: int) -> Callable[[], None]:
     job = jobs.Job()
     for tensor in torch.zeros(threads, LINE // 4):
         job.add_constant(tensor, bytes(4))
-    run_apart, team = loading.entry("run_apart"), helpers.team(threads)
-    return lambda: run_apart(job.table().rows.ctypes.data, threads, threads, team)
+    run_apart, team, rows = loading.entry("run_apart"), helpers.team(threads), job.table().rows
+    address = rows.ctypes.data
+
+    def call(kept: object = (job, rows)) -> None:
+        run_apart(address, threads, threads, team)
+
+    return call
 
 
 def after_a_nap(call: Callable[[], None]) -> float:
-    """Median seconds of a call when all helpers sleep."""
+    """Median seconds of a call when all helpers sleep, which this call leaves asleep."""
     taken = []
     for _ in range(30):
         time.sleep(0.005)
@@ -85,11 +93,26 @@ def after_a_nap(call: Callable[[], None]) -> float:
     return statistics.median(taken)
 
 
+def listed(together: int) -> Callable[[], None]:
+    """Ten thousand small tensors as one list, so many of them asked at a time."""
+    tensors = [torch.ones(64) for _ in range(10_000)]
+
+    def fill() -> None:
+        with mock.patch.object(lists, "ASKED_TOGETHER", together):
+            fastinit.normal_(tensors)
+
+    return fill
+
+
 def main() -> None:
     print(f"threads: {torch.get_num_threads()}")
     compare("THREADS_FROM: one thread, all threads", range(14, 23), (NEVER, NEVER), (0, NEVER))
     compare("STREAMING_FROM: stores through the cache, around it", range(17, 25), (0, NEVER), (0, 0))
-    print(f"\nhanding over to helpers on {os.cpu_count()} cores: awake, asleep (and left asleep)")
+    print("\nASKED_TOGETHER: 10,000 tensors of 64 elements as one list")
+    counts = (32, 128, 512, 2048, 10_000)
+    for count, seconds in zip(counts, medians(*map(listed, counts)), strict=True):
+        print(f"{count:6} at a time  {seconds * 1e3:6.2f} ms")
+    print(f"\nhanding over on {doctor.processors()} cores: helpers that are awake, helpers that are left asleep")
     for count in (1, 2, 4, 8, 16, 32, 64):
         call = hand_over(count)
         print(f"{count:5} threads  {medians(call)[0] * 1e6:9.2f} us  {after_a_nap(call) * 1e6:9.2f} us")

@@ -114,7 +114,10 @@ def threads(count: int | None) -> Iterator[None]:
 def neighbour() -> Iterator[None]:
     """Another process that keeps one of this process's cores busy."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    code = f"import os\nif {cores}: os.sched_setaffinity(0, {cores[-1:]})\nprint(flush=True)\nwhile True: pass"
+    code = (  # it ends with its parent, however that ends
+        f"import os\nif {cores}: os.sched_setaffinity(0, {cores[-1:]})\n"
+        f"print(flush=True)\nwhile os.getppid() == {os.getpid()}: pass"
+    )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
         try:
             process.stdout.readline()  # type: ignore[union-attr]

@@ -15,6 +15,9 @@ from .dtypes import WIDTHS
 
 # Sixteen neighbours come from sixteen neighbouring counters; a block is all that these sixteen draw.
 COLUMNS = 16
+# How many tensors are asked one question after the other, of 64 to 4096: the caches keep their objects meanwhile.
+# Measured by `python -m bench.thresholds`.
+ASKED_TOGETHER = 512
 GPUS = ("cuda", "xpu")  # ROCm's devices call themselves cuda, too
 
 
@@ -120,6 +123,8 @@ class WordEngine(Engine, Protocol):
 
 class Job(Protocol):
     """Fills that are done together, with the outcome that they would have one after the other."""
+
+    taken: bool  # whether somebody is doing it: what is added now may be too late
 
     def add_fill(
         self,

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import copy
 import itertools
+import math
 import os
 import re
 import threading
@@ -20,6 +21,7 @@ from torch import nn
 
 import fastinit
 from fastinit import Stream, batch, random
+from fastinit.kernels.contract import KernelMissing
 from fastinit.kernels.cpu import helpers, jobs, loading
 
 STREAM = Stream(9)
@@ -137,7 +139,8 @@ def test_constants_are_torchs(value, dtype, count):
         problem = str(error)
     with batch(), pytest.raises(RuntimeError, match=re.escape(problem)) if problem else contextlib.nullcontext():
         fastinit.constant_(other[5 : count + 5], value)
-        written_at_once = dtype is torch.complex128 or (count == 1 and value in (70000, 1e39))  # by torch
+        by_torch = value != value or value == 1e-45 or (count == 1 and value in (70000, 1e39))
+        written_at_once = dtype is torch.complex128 or by_torch
         assert written_at_once or not other.view(torch.uint8).any()
     assert other.view(torch.uint8).equal(one.view(torch.uint8))
     other.zero_()
@@ -162,6 +165,39 @@ def test_constants_of_every_size_stay_within_their_memory(count):
     assert weight.requires_grad
     assert bool(weight.detach().signbit().all())
     assert not fastinit.constant_(weight, 0.0).detach().signbit().any()
+
+
+def test_constants_that_equal_each_other_or_depend_on_the_cpu():
+    """nan keeps its sign; what is subnormal follows the CPU's setting; a number that is no float is refused in torch's
+    words."""
+    for value in (math.nan, -math.nan, math.nan):
+        drawn, expected = fastinit.constant_(torch.zeros(2), value), nn.init.constant_(torch.zeros(2), value)
+        assert same_bits(drawn, expected)
+    try:
+        for flush in (False, True, False):
+            if torch.set_flush_denormal(flush):
+                drawn, expected = fastinit.constant_(torch.zeros(2), 1e-40), nn.init.constant_(torch.zeros(2), 1e-40)
+                assert same_bits(drawn, expected), flush
+    finally:
+        torch.set_flush_denormal(False)
+    for target in (torch.zeros(3), [torch.zeros(3)]):
+        with pytest.raises(Exception) as ours:  # noqa: PT011  (whatever torch raises)
+            fastinit.constant_(target, 10**5000)
+        with pytest.raises(type(ours.value), match=re.escape(str(ours.value))):
+            nn.init.constant_(torch.zeros(3), 10**5000)
+
+
+def test_a_large_constant_without_the_code_for_jobs(monkeypatch):
+    tensor = torch.zeros(5 << 20)
+    fastinit.constant_(tensor[:10], 9.0)
+
+    def missing(*_: object) -> None:
+        raise KernelMissing("for this test")
+
+    monkeypatch.setattr(jobs, "Job", missing)
+    assert bool((fastinit.constant_(tensor, 9.0) == 9).all())
+    tensors = [torch.zeros(30), torch.zeros(40)]
+    assert all(bool((one == 9).all()) for one in fastinit.constant_(tensors, 9.0))
 
 
 def test_constants_leave_to_torch_what_is_torchs(monkeypatch):

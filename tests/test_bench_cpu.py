@@ -351,26 +351,33 @@ def test_the_suite_runs(tmp_path):
 # --- many tensors ----------------------------------------------------------------------------------
 
 
-MANY = [cold.ring("uniform_", 12), cold.ring("normal_", 12, "batch"), cold.small(50), cold.small(50, "list"),
-        cold.hot("normal_", 12), cold.parameters(), cold.parameters("batch")]  # fmt: skip
+MANY = [
+    *(replace(cold.ring("normal_", 12, how), size=1 << 18) for how in cold.HOW),
+    *(cold.small(50, how) for how in ("batch", "list")),
+    cold.hot("normal_", 12),
+    cold.parameters(),
+]
 
 
 @pytest.mark.parametrize("case", MANY, ids=lambda case: case.name)
 def test_cases_of_many_tensors_write_all_of_them(case, monkeypatch):
-    """What is timed fills each tensor, whoever does it; drawn from one seed, in a batch or not, to the same bits."""
-    monkeypatch.setattr(cold, "COLD", 1 << 18)
-    made = []
+    """What is timed fills each tensor, whoever does it; fastinit to the same bits, in each way."""
+    made, drawn = [], {}
     right = type(case).tensors if isinstance(case, cold.Many) else type(case).tensor
     monkeypatch.setattr(type(case), right.__name__, lambda self: made.append(right(self)) or made[-1])
     calls = case.calls()
     assert calls.keys() >= set(case.contenders)
     tensors = made[-1] if isinstance(case, cold.Many) else [made[-1]]
     assert sum(tensor.numel() for tensor in tensors) == case.elements
-    for name in set(case.contenders) - {"one"}:
+    for name in calls.keys() - {"one"}:
         for tensor in tensors:
             tensor.fill_(7.0)
+        torch.manual_seed(1)
         calls[name]()
         assert all((tensor != 7).float().mean() > 0.9 for tensor in tensors), name
+        drawn[name] = torch.cat([tensor.flatten() for tensor in tensors])
+    for name in drawn.keys() & {"batch", "list", "alone"}:
+        assert torch.equal(drawn[name], drawn["fastinit"]), name
 
 
 def test_a_busy_neighbour_is_there_while_a_case_is_timed_and_gone_afterwards():

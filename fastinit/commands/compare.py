@@ -123,8 +123,9 @@ def compare(module: torch.nn.Module, *, seed: int = 0, repeat: int | None = None
         for number, group in enumerate(groups)
     )
     without_law = sum(1 for _ in module.parameters()) - len(calls)
-    batch, stores = (statistics.median(taken) if taken else None for taken in together.values())
-    return Comparison(rows, batch or 0.0, stores, preparation, memory, len(seconds["torch"]), without_law)
+    batch, stores = statistics.median(together["batch"]), together["stores"]
+    alone = statistics.median(stores) if stores else None
+    return Comparison(rows, batch, alone, preparation, memory, len(seconds["torch"]), without_law)
 
 
 # --- groups and their laws ---------------------------------------------------------------------

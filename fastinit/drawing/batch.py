@@ -40,8 +40,6 @@ class batch:
     Raises `RuntimeError` where the same object is entered twice at a time.
     """
 
-    watched = True  # whether anything but fastinit may happen within it
-
     def __init__(self) -> None:
         self.over = True
         self.thread = 0
@@ -65,12 +63,6 @@ class batch:
                 draw([*opened(self.around), self])
         finally:
             self.jobs = []
-
-
-class closed(batch):
-    """A batch within a call of fastinit's. While nobody else's code runs, no tensor's memory goes: see `watch`."""
-
-    watched = False
 
 
 # The open blocks, the innermost last; some may be over.
@@ -104,23 +96,16 @@ def pending(engine: JobEngine | Plan) -> Job | None:
     return jobs[0]
 
 
-def watch() -> None:
-    """Say that what comes now may run anybody's code: tensors are looked at once more before they are written."""
-    if not in_graph():
-        for block in opened(blocks.get()):
-            block.watched = True
-
-
 def fill(plan: Plan, tensor: Tensor, address: int, count: int, seed: int, stream_id: int) -> None:
     """A fill by a plan, of a contiguous tensor: at the end of the block if there is one."""
     try:
-        job = pending(plan)
+        while (job := pending(plan)) is not None:
+            job.add_plan(plan, tensor, address, count, seed, stream_id)
+            if not job.taken:  # by a signal handler, in between
+                return
     except KernelMissing:
-        job = None
-    if job is None:
-        plan.draw(address, count, seed, stream_id)
-    else:
-        job.add_plan(plan, tensor, address, count, seed, stream_id)
+        pass
+    plan.draw(address, count, seed, stream_id)
 
 
 def defer(
@@ -130,11 +115,11 @@ def defer(
 
     `owner` is the caller's tensor, if `out` is another one of all its memory.
     """
-    job = pending(engine) if isinstance(engine, JobEngine) else None
-    if job is None:
-        return False
-    job.add_fill(out, draw, first, steps, owner)
-    return True
+    while isinstance(engine, JobEngine) and (job := pending(engine)) is not None:
+        job.add_fill(out, draw, first, steps, owner)
+        if not job.taken:
+            return True
+    return False
 
 
 def settle(*touched: Any) -> None:
@@ -164,16 +149,16 @@ def reaches(job: Job, thing: Any) -> bool:
 
 def draw(open_here: list[batch]) -> None:
     """Draw what these blocks have pending, in order."""
-    taken = [(job, block.watched) for block in open_here for job in block.jobs]
+    taken = [job for block in open_here for job in block.jobs]
     for block in open_here:
         block.jobs = []
-    for job, watched in taken:
-        if watched:
-            job.check()
-    for job, watched in taken:
-        if watched:
-            # Once more than at the call, so that autograd knows that what was used in between was something else.
-            increment_version(tuple(tensor for tensor in job.tensors() if not tensor.is_inference()))
+    for job in taken:
+        job.taken = True
+    for job in taken:
+        job.check()
+    for job in taken:
+        # Once more than at the call, so that autograd knows that what was used in between was something else.
+        increment_version(tuple(tensor for tensor in job.tensors() if not tensor.is_inference()))
         job.do()
 
 

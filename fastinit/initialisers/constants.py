@@ -13,7 +13,7 @@ from ..drawing.flags import forced_engine
 from ..drawing.originals import call, originals, ours, standing
 from ..drawing.regions import Shard, local_of
 from ..drawing.torch_private import increment_version
-from ..kernels.contract import KernelMissing, setting_up
+from ..kernels.contract import Job, KernelMissing, setting_up
 from ..kernels.dtypes import FORMATS, WHOLE
 from .lists import LISTS, Targets, each_of
 from .quick import PROBE, make_room, ordinary_address
@@ -24,12 +24,13 @@ if TYPE_CHECKING:
     from ..kernels.cpu.jobs import Plan
 
 T = TypeVar("T", bound=Targets)
+TINY = 2.0**-125
 # What of torch.nn.init's private functions each calls there.
 HELPERS = {"constant_": "_no_grad_fill_", "ones_": "_no_grad_fill_", "zeros_": "_no_grad_zero_"}
 DTYPES = frozenset({*FORMATS, *WHOLE, torch.complex64, torch.uint16, torch.uint32, torch.uint64})
 blocks = batch.blocks
-# By dtype and what the value looks like (0.0 and -0.0 are equal): how contiguous tensors of the CPU are filled with it.
-plans: dict[tuple[torch.dtype, str], Plan | None] = {}
+Key = tuple[torch.dtype, int | str]  # a float as it is written in hexadecimal: 0.0 and -0.0 are equal
+plans: dict[Key, Plan | None] = {}  # how contiguous tensors of the CPU are filled with a value
 
 
 def fill(name: str, target: Any, value: Any) -> bool:
@@ -50,12 +51,19 @@ def fill(name: str, target: Any, value: Any) -> bool:
     count = tensor.numel()
     if blocks.get():
         batch.fill(plan, tensor, address, count, 0, 0)
-    elif count <= plan.most:
+    elif count <= plan.most or not fill_large(plan, tensor, address, count):
         plan.draw(address, count, 0, 0)
-    else:
+    return True
+
+
+def fill_large(plan: Plan, tensor: Tensor, address: int, count: int) -> bool:
+    """In huge pages, in goes that can be interrupted; returns whether there is the code for it."""
+    try:
         job = plan.job()
-        job.add_plan(plan, tensor, address, count, 0, 0)
-        job.do()
+    except KernelMissing:
+        return False
+    job.add_plan(plan, tensor, address, count, 0, 0)
+    job.do()
     return True
 
 
@@ -71,14 +79,14 @@ def serve(name: str, target: T, value: Any, *arguments: Any) -> T:
 
 def serve_list(name: str, listed: T, value: Any, arguments: tuple[Any, ...]) -> T:
     targets = cast("Sequence[Any]", listed)
-    usual = is_served(name, value) and ordinary_address(PROBE, None, None, None, name, DTYPES) != 0
 
-    def many(part: slice) -> bool:
+    def many(part: slice, own: list[Job]) -> bool:
+        usual = is_served(name, value) and ordinary_address(PROBE, None, None, None, name, DTYPES)
         looked = ordinary_ones(targets[part]) if usual else None
         if looked is None or not DTYPES.issuperset(looked.dtypes) or any(one.is_complex for one in {*looked.dtypes}):
             return False
         found = {dtype: plan_for(dtype, value) for dtype in {*looked.dtypes}}
-        return fill_together(looked, looked.dtypes, found, (), draws=False)
+        return fill_together(looked, looked.dtypes, found, lambda: (0, 0), own)
 
     each_of(targets, many, lambda number: serve(name, targets[number], value, *arguments))
     return listed
@@ -89,17 +97,19 @@ def is_served(name: str, value: Any) -> bool:
     helper = standing.get(HELPERS[name])
     return (
         type(value) in (int, float)
+        and value == value  # of nan, torch keeps the sign
+        and not 0 < abs(value) < TINY  # of these, a setting of the CPU decides
         and (helper is originals[HELPERS[name]] or helper is ours[HELPERS[name]])
         and forced_engine.get() in (None, "cpu")
     )
 
 
-def plan_for(dtype: torch.dtype, value: float) -> Plan | None:
-    key = dtype, repr(value)
+def plan_for(dtype: torch.dtype, value: int | float) -> Plan | None:
+    key: Key = dtype, value.hex() if isinstance(value, float) else value
     return plans[key] if key in plans else planned(key, value)
 
 
-def planned(key: tuple[torch.dtype, str], value: float) -> Plan | None:
+def planned(key: Key, value: float) -> Plan | None:
     """How to fill with a value, for `plans`; None where it is beyond the dtype, or the CPU engine cannot."""
     if setting_up.is_on:
         return None

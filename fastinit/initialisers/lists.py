@@ -1,28 +1,25 @@
-"""Lists of tensors in place of a tensor: the same bits and errors as a loop, drawn in one job.
+"""Lists of tensors in place of a tensor: the same bits and errors as a loop, ordinary tensors in one job.
 
 A list or tuple is served as a loop would serve its tensors (or lists of them), each from a number of its own, in order.
-Outside of a `batch`, what a batch would put off is not drawn where one of them has an error. `stream` is a list, too,
-of a stream for each tensor: one for all would give them the same numbers.
+`stream` is a list, too, of a stream for each tensor: one for all would give them the same numbers.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
-from ..drawing import batch
 from ..drawing.regions import Target
 from ..drawing.streams import Stream
-from ..drawing.torch_private import in_graph
+from ..kernels.contract import ASKED_TOGETHER, Job
 
 P = ParamSpec("P")
+Many = Callable[[slice, list[Job]], bool]
 Targets = Target | list[Any] | tuple[Any, ...]
 Streams = Stream | list[Stream] | tuple[Stream, ...] | None  # one for a tensor, or as many as a list has tensors
 L = TypeVar("L", bound=Targets)
 LISTS = (list, tuple)
-MOST_TOGETHER = 512  # tensors: the L2 cache keeps their objects from one question to the next
 
 
 class Initialiser(Protocol[P]):
@@ -75,20 +72,24 @@ def alone(stream: Streams) -> Stream | None:
     return stream  # type: ignore[return-value]
 
 
-def each_of(targets: Sequence[Any], many: Callable[[slice], bool] | None, one: Callable[[int], object]) -> None:
-    """Serve all of a list together, at the end of this call or of the batch around it.
+def each_of(targets: Sequence[Any], many: Many | None, one: Callable[[int], object]) -> None:
+    """Serve all of a list, in order: parts by `many`, which puts them off and returns whether it could, and what it
+    refuses by `one`, by its number; before that, what `many` has put off is done, unless a batch around does it."""
+    own: list[Job] = []
+    begin, size = 0, ASKED_TOGETHER
+    while begin < len(targets):
+        end = min(begin + size, len(targets))
+        if many is not None and many(slice(begin, end), own):
+            begin, size = end, min(2 * size, ASKED_TOGETHER)
+        elif many is not None and size > 1:  # one of them is new, or not ordinary
+            size = 1
+        else:
+            do(own)
+            one(begin)
+            begin += 1
+    do(own)
 
-    `many` serves a part of them at once and returns whether it did; what it refuses `one` serves, by its number.
-    """
-    with contextlib.nullcontext() if in_graph() or batch.is_open() else batch.closed():
-        begin, size = 0, MOST_TOGETHER
-        while begin < len(targets):
-            end = min(begin + size, len(targets))
-            if many is not None and many(slice(begin, end)):
-                begin, size = end, min(2 * size, MOST_TOGETHER)
-            elif many is not None and size > 1:  # one of them is new, or not ordinary
-                size = 1
-            else:
-                batch.watch()
-                one(begin)
-                begin += 1
+
+def do(own: list[Job]) -> None:
+    while own:
+        own.pop().do()

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..drawing import batch, engines, flags, originals
 from ..drawing.flags import forced_engine
 from ..drawing.route import KERNELS, way
-from ..drawing.streams import LOWEST, Stream, default_generator, drawn, drawn_seed
+from ..drawing.streams import LOWEST, Stream, default_generator, drawn, drawn_seed, drawn_seeds
 from ..drawing.torch_private import (
     dispatch_modes,
     forward,
@@ -28,7 +28,7 @@ from ..drawing.torch_private import (
     tracing,
     transform,
 )  # fmt: skip
-from ..kernels.contract import Engine
+from ..kernels.contract import Engine, Job
 from ..kernels.dtypes import FORMATS, drawn_as
 from ..laws import Law
 from .fans import Axes, Layout
@@ -189,28 +189,32 @@ def serve_list(
     """Serve a call with a list of tensors: ordinary ones many at a time, others one by one. See `lists`."""
     targets = cast("Sequence[Any]", listed)
     streams, obeyed = streams_of(targets, stream), name if elsewhere is None else elsewhere.obeys
-    usual = (
-        ordinary_address(PROBE, generator, fast, None, obeyed) != 0  # so is the moment
-        and forced_engine.get() is None
-        and {*map(type, values)} <= PLAIN
-        and (not shaped or has_known_shape_rules(layout))
-        and (stream is None or generator is None)
-    )
+    usual = {*map(type, values)} <= PLAIN and (stream is None or generator is None)
 
-    def many(part: slice) -> bool:
-        looked = ordinary_ones(targets[part]) if usual else None
+    def many(part: slice, own: list[Job]) -> bool:
+        moment = ordinary_address(PROBE, generator, fast, None, obeyed) and forced_engine.get() is None
+        known = not shaped or has_known_shape_rules(layout)
+        looked = ordinary_ones(targets[part]) if usual and moment and known else None
         if looked is None:
             return False
         kinds = [*zip(looked.dtypes, map(SHAPE, targets[part]), strict=True)] if shaped else looked.dtypes
         keys = {kind: (name, kind[0], values, kind[1], layout) if shaped else (name, kind, values) for kind in {*kinds}}
         found = {kind: plans.get(key) for kind, key in keys.items()}
-        return fill_together(looked, kinds, found, streams[part], generator)
+        return fill_together(looked, kinds, found, lambda: seeds_of(streams[part], generator), own)
 
     def one(number: int) -> None:
         serve(name, targets[number], values, generator, fast, streams[number], layout, shaped, elsewhere)
 
     each_of(targets, many, one)
     return listed
+
+
+def seeds_of(streams: Sequence[Stream | None], generator: torch.Generator | None) -> tuple[Any, Any]:
+    """Seeds and ids of these streams; where there are none, numbers of the generator, and 0."""
+    given = [stream for stream in streams if stream is not None]
+    if not given:
+        return drawn_seeds(generator, len(streams)), 0
+    return [stream.seed for stream in given], [stream.id for stream in given]
 
 
 def fill_gpu(

@@ -7,7 +7,7 @@ A question costs some 50 ns a tensor, and the first one several times that, beca
 from __future__ import annotations
 
 import operator
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -17,9 +17,8 @@ from torch import Tensor
 
 from ..drawing import batch, flags
 from ..drawing.route import ORDINARY
-from ..drawing.streams import Stream, drawn_seeds
 from ..drawing.torch_private import COMPLETE, increment_version
-from ..kernels.contract import KernelMissing
+from ..kernels.contract import Job, KernelMissing
 
 if TYPE_CHECKING:
     from ..kernels.cpu.jobs import Plan
@@ -64,31 +63,29 @@ def fill_together(
     looked: Looked,
     kinds: Sequence[Hashable],
     found: Mapping[Any, Plan | None],
-    streams: Sequence[Stream | None],
-    generator: torch.Generator | None = None,
-    draws: bool = True,
+    seeds: Callable[[], tuple[Any, Any]],
+    own: list[Job],
 ) -> bool:
-    """Add the tensors' fills to the open batch: each by the plan that is `found` for its kind, from its stream.
+    """Put off the tensors' fills: each by the plan that is `found` for its kind, from what `seeds` draws, seeds and ids of
+    streams, or one of them for all; until the batch around ends, or the job in `own` is done.
 
-    Returns whether it did: not where a plan is missing, or a tensor too large for it. Where `draws`, a tensor without a
-    stream gets a number of the generator.
+    Returns whether it did: not where a plan is missing, or a tensor too large for it.
     """
     plans = [plan for plan in found.values() if plan is not None]
     if len(plans) < len(found) or looked.counts.max() > min(plan.most for plan in plans):
         return False
+    patterns = {kind: plan.pattern for kind, plan in found.items() if plan is not None}
+    each: Any = plans[0].pattern if len(plans) == 1 else [*map(patterns.__getitem__, kinds)]
     try:
-        job = batch.pending(plans[0])
+        if not own:
+            own.append(plans[0].job())
         increment_version(tuple(looked.tensors))  # inference tensors have none, which is an error
     except (RuntimeError, KernelMissing):
         return False
-    if job is None:  # in another thread's block
-        return False
-    own = [stream for stream in streams if stream is not None]
-    seeds: Any = [stream.seed for stream in own] if own else 0
-    if draws and not own:
-        seeds = drawn_seeds(generator, len(kinds))
-    ids: Any = [stream.id for stream in own] if own else 0
-    patterns = {kind: plan.pattern for kind, plan in found.items() if plan is not None}
-    each: Any = plans[0].pattern if len(plans) == 1 else [*map(patterns.__getitem__, kinds)]
-    job.add_plans(plans, looked.tensors, each, looked.addresses, looked.counts, seeds, ids)
+    given = (plans, looked.tensors, each, looked.addresses, looked.counts, *seeds())
+    while (job := batch.pending(plans[0])) is not None:
+        job.add_plans(*given)
+        if not job.taken:
+            return True
+    own[0].add_plans(*given)
     return True

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, UntypedStorage
 
-from ..contract import SAMPLERS, Draw, KernelMissing, block_size, width_of
+from ..contract import ASKED_TOGETHER, SAMPLERS, Draw, KernelMissing, block_size, width_of
 from ..runs import Runs, extent, runs_of
 from . import helpers, loading
 from .forms import BLOCKS_AT_ONCE, CONSTANT, EACH, LINE, Form, form_of
@@ -49,9 +49,7 @@ from .rows import (
 THREADS_FROM = 1 << 14  # elements; below, handing over takes longer than drawing
 # Bytes of a job; from here on, stores are non-temporal: what it writes does not stay in the cache anyway.
 STREAMING_FROM = 1 << 20
-ASKED_TOGETHER = 512  # tensors, whose objects the L2 cache keeps meanwhile
-BYTES = operator.attrgetter("nbytes")
-HUGE_PAGES_FROM = 16 << 20  # bytes of a tensor; twice as fast on fresh memory from here on
+HUGE_PAGES_FROM = 16 << 20  # bytes of a tensor; three times as fast on fresh memory, which it is from 32 MiB on
 
 
 def row_of(draw: Draw, dtype: torch.dtype, first: int, form: Form) -> array[int]:
@@ -131,6 +129,7 @@ def plan_of(pattern: array[int]) -> Plan:
 # gaps or another order, or None; and its entry (see `rows.ENTRY`; or the address of a row, and zeros), as bytes.
 FILL = 4
 ENTRY_BYTES = 8 * ENTRY
+BYTES = operator.attrgetter("nbytes")
 pack = struct.Struct(f"{ENTRY}Q").pack
 
 
@@ -142,6 +141,7 @@ class Job:
 
     def __init__(self) -> None:
         loading.entry("lay_out"), loading.entry("run")  # now, not when it is too late
+        self.taken = False
         # In one list: Python's garbage collector would look at an object for each fill again and again.
         self.fills: list[Any] = []
         self.laid_out: Table | None = None  # the first of them
