@@ -73,8 +73,11 @@ def alone(stream: Streams) -> Stream | None:
 
 
 def each_of(targets: Sequence[Any], many: Many | None, one: Callable[[int], object]) -> None:
-    """Serve all of a list, in order: parts by `many`, which puts them off and returns whether it could, and what it
-    refuses by `one`, by its number; before that, what `many` has put off is done, unless a batch around does it."""
+    """Serve all of a list, in order, with the outcome of a loop.
+
+    `many` puts off a part of them, adding to a job, and returns whether it could. What it refuses `one` serves, by its
+    number; what was put off is done before, and at the end. (In a batch `many` adds to that one's job.)
+    """
     own: list[Job] = []
     begin, size = 0, ASKED_TOGETHER
     while begin < len(targets):

@@ -66,8 +66,9 @@ def fill_together(
     seeds: Callable[[], tuple[Any, Any]],
     own: list[Job],
 ) -> bool:
-    """Put off the tensors' fills: each by the plan that is `found` for its kind, from what `seeds` draws, seeds and ids of
-    streams, or one of them for all; until the batch around ends, or the job in `own` is done.
+    """Put off the tensors' fills until the batch around ends, or the job in `own` is done.
+
+    Each is filled by the plan that is `found` for its kind. `seeds` draws seeds and streams' ids, or one for all.
 
     Returns whether it did: not where a plan is missing, or a tensor too large for it.
     """
