@@ -139,8 +139,17 @@ class Job(Protocol):
     def add_plan(self, plan: Any, out: torch.Tensor, address: int, count: int, seed: int, stream_id: int) -> None:
         """A fill by what the engine has planned for a call like this one."""
 
-    def add_plans(self, plans: Sequence[Any], outs: Sequence[torch.Tensor], *given: Any) -> None:
-        """The same of many tensors: what `given` is, the engine says."""
+    def add_plans(
+        self,
+        plans: Sequence[Any],
+        outs: Sequence[torch.Tensor],
+        patterns: Any,
+        addresses: Any,
+        counts: Any,
+        seeds: Any,
+        stream_ids: Any,
+    ) -> None:
+        """The same of many tensors: a number for each, or one for all. `patterns` says by which plan each is filled."""
 
     def tensors(self) -> list[torch.Tensor]:
         """What is to be written."""

@@ -113,13 +113,6 @@ class Elsewhere(NamedTuple):
     torchs: Callable[[], Any] | None = None  # torch's call, where that is no function or method of that name
 
 
-MOST_TOGETHER = 512  # tensors of a list: the L2 cache keeps their objects from one question to the next
-ATTRIBUTES, DTYPE, SHAPE = map(operator.attrgetter, ("__dict__", "dtype", "shape"))
-IS_CPU, IS_NESTED = map(operator.attrgetter, ("is_cpu", "is_nested"))
-
-with torch.inference_mode(False):
-    PROBE = torch.empty(1, device="cpu")  # an ordinary tensor
-
 METHOD = Elsewhere()  # torch's tensors, which have a method of the name
 
 

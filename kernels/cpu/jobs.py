@@ -170,11 +170,19 @@ class Job:
             advise_huge_pages(address, count * plan.size)
         self.fills.extend((out, plan, None, pack(plan.pattern, address, count, seed, stream_id)))
 
-    def add_plans(self, plans: Sequence[Plan], outs: Sequence[Tensor], *given: Any) -> None:
-        """The same of many tensors: their plans' patterns, addresses, counts, seeds and streams' ids, or one of each
-        for all."""
+    def add_plans(
+        self,
+        plans: Sequence[Plan],
+        outs: Sequence[Tensor],
+        patterns: Any,
+        addresses: Any,
+        counts: Any,
+        seeds: Any,
+        stream_ids: Any,
+    ) -> None:
+        """The same of many tensors, by some of these plans: for each its plan's pattern, and so on, or one for all."""
         entries = np.empty((len(outs), ENTRY), np.uint64)
-        for place, several in enumerate(given):
+        for place, several in enumerate((patterns, addresses, counts, seeds, stream_ids)):
             entries[:, place] = several
         self.fills.extend(([*outs], plans, None, entries.tobytes()))
 
