@@ -123,9 +123,9 @@ def compare(module: torch.nn.Module, *, seed: int = 0, repeat: int | None = None
         for number, group in enumerate(groups)
     )
     without_law = sum(1 for _ in module.parameters()) - len(calls)
-    batch, stores = statistics.median(together["batch"]), together["stores"]
-    alone = statistics.median(stores) if stores else None
-    return Comparison(rows, batch, alone, preparation, memory, len(seconds["torch"]), without_law)
+    stores = statistics.median(together["stores"]) if together["stores"] else None
+    in_batch = statistics.median(together["batch"])
+    return Comparison(rows, in_batch, stores, preparation, memory, len(seconds["torch"]), without_law)
 
 
 # --- groups and their laws ---------------------------------------------------------------------

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ..kernels.contract import KernelMissing
-from ..kernels.cpu.rows import END
 
 CACHES = 128 << 20  # bytes, more than most caches hold
 
@@ -21,18 +20,17 @@ def stores(tensors: Sequence[Tensor]) -> Callable[[], None] | None:
     if not tensors or not all(one.is_cpu and one.is_contiguous() and one.itemsize <= 8 for one in tensors):
         return None
     try:
-        from ..kernels.cpu import helpers, jobs
+        from ..kernels.cpu import jobs
 
         job = jobs.Job()
         for tensor in tensors:
             job.add_constant(tensor, bytes(tensor.itemsize))
     except (ImportError, KernelMissing):
         return None
-    rows = job.table().rows  # now, so that it is not timed
-    address, number, length = rows.ctypes.data, len(rows), int(rows[:, END].max())
+    run = jobs.runner(job.table().rows)  # now, so that it is not timed
 
     def store(kept: object = job) -> None:
-        helpers.run(address, number, length, torch.get_num_threads() if length >= jobs.THREADS_FROM else 1)
+        run()
 
     return store
 

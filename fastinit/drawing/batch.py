@@ -96,16 +96,23 @@ def pending(engine: JobEngine | Plan) -> Job | None:
     return jobs[0]
 
 
+def put_off(engine: JobEngine | Plan, add: Callable[[Job], None]) -> bool:
+    """Have `add` add to the job of the innermost block; False outside of blocks. Raises `KernelMissing`."""
+    while (job := pending(engine)) is not None:
+        add(job)
+        if not job.taken:  # by a signal handler, in between
+            return True
+    return False
+
+
 def fill(plan: Plan, tensor: Tensor, address: int, count: int, seed: int, stream_id: int) -> None:
     """A fill by a plan, of a contiguous tensor: at the end of the block if there is one."""
     try:
-        while (job := pending(plan)) is not None:
-            job.add_plan(plan, tensor, address, count, seed, stream_id)
-            if not job.taken:  # by a signal handler, in between
-                return
+        later = put_off(plan, lambda job: job.add_plan(plan, tensor, address, count, seed, stream_id))
     except KernelMissing:
-        pass
-    plan.draw(address, count, seed, stream_id)
+        later = False
+    if not later:
+        plan.draw(address, count, seed, stream_id)
 
 
 def defer(
@@ -115,11 +122,7 @@ def defer(
 
     `owner` is the caller's tensor, if `out` is another one of all its memory.
     """
-    while isinstance(engine, JobEngine) and (job := pending(engine)) is not None:
-        job.add_fill(out, draw, first, steps, owner)
-        if not job.taken:
-            return True
-    return False
+    return isinstance(engine, JobEngine) and put_off(engine, lambda job: job.add_fill(out, draw, first, steps, owner))
 
 
 def settle(*touched: Any) -> None:

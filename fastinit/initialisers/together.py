@@ -84,9 +84,6 @@ def fill_together(
     except (RuntimeError, KernelMissing):
         return False
     given = (plans, looked.tensors, each, looked.addresses, looked.counts, *seeds())
-    while (job := batch.pending(plans[0])) is not None:
-        job.add_plans(*given)
-        if not job.taken:
-            return True
-    own[0].add_plans(*given)
+    if not batch.put_off(plans[0], lambda job: job.add_plans(*given)):
+        own[0].add_plans(*given)
     return True

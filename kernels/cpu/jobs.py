@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import functools
 import itertools
 import operator
 import struct
@@ -249,9 +250,7 @@ class Job:
         table = self.table()
         for chosen in in_order(table):
             rows = table.rows if len(chosen) == len(table.rows) else again(table.rows, chosen)
-            length = int(rows[-1, END])
-            threads = torch.get_num_threads() if length >= THREADS_FROM else 1
-            helpers.run(rows.ctypes.data, len(rows), length, threads)
+            runner(rows)()
 
 
 class Table(NamedTuple):
@@ -268,6 +267,13 @@ def lay_out(entries: NDArray[np.uint64]) -> NDArray[np.uint64]:
     rows = np.zeros((len(entries), WORDS), np.uint64)
     loading.entry("lay_out")(entries.ctypes.data, len(entries), rows.ctypes.data, STREAMING_FROM)
     return rows
+
+
+def runner(rows: NDArray[np.uint64]) -> Callable[[], None]:
+    """What does these rows, with torch's number of threads, for as long as they live."""
+    length = int(rows[-1, END])
+    threads = torch.get_num_threads() if length >= THREADS_FROM else 1
+    return functools.partial(helpers.run, rows.ctypes.data, len(rows), length, threads)
 
 
 def again(rows: NDArray[np.uint64], chosen: Sequence[int]) -> NDArray[np.uint64]:
