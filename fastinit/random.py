@@ -16,7 +16,7 @@ import torch
 from torch import Generator, Tensor
 
 from .drawing import flags
-from .drawing.batch import at_once, settle
+from .drawing.batch import anew, escapes, settle, unseen
 from .drawing.route import COMPILED, TORCH, way
 from .drawing.streams import Stream
 from .drawing.torch_private import in_graph
@@ -52,6 +52,7 @@ class Call(NamedTuple):
             why = f" ({reason})" if reason else ""
             raise RuntimeError(f"torch.{self.name} makes this result{why}, which has no stream and takes no fast=True")
         options = self.options if generator is None else {**self.options, "generator": generator}
+        escapes(self.name)
         made: Tensor = function(*self.arguments, **options)  # releases of torch do not take a generator everywhere
         return made
 
@@ -89,7 +90,7 @@ def made(
     settle(out)
     if out.dtype not in DTYPES.get(sampler, FORMATS) or (out.requires_grad and call.options.get("out") is not None):
         return torchs(f"in {name_of(out.dtype)}")
-    return at_once(serve, sampler, out, numbers, generator, fast, stream, elsewhere=Elsewhere(None, torchs))
+    return anew(serve, sampler, out, numbers, generator, fast, stream, elsewhere=Elsewhere(None, torchs))
 
 
 def rand(
@@ -196,6 +197,7 @@ def randint_like(
     return made(call, "random_", (low, high), call.empty(input, **others), generator, fast, stream)
 
 
+@unseen
 def normal(
     mean: Any,
     std: Any = 1.0,
@@ -245,6 +247,7 @@ def result(out: Tensor | None, shape: torch.Size, like: Tensor) -> Tensor:
     return out
 
 
+@unseen
 def bernoulli(
     input: Tensor,
     p: float | None = None,
@@ -271,6 +274,7 @@ def bernoulli(
     return fill_each("bernoulli_", result(out, input.shape, input), (input,), generator, fast, stream, torchs)
 
 
+@unseen
 def randperm(
     n: int,
     *,
@@ -310,6 +314,7 @@ def most(dtype: torch.dtype) -> int:
     return 0 if dtype is torch.bool else torch.iinfo(dtype).max + 1
 
 
+@unseen
 def multinomial(
     input: Tensor,
     num_samples: int,

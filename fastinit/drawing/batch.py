@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from types import TracebackType
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.contract import Draw, Engine, Job, JobEngine, KernelMissing
+from .deferred import Deferred
 from .regions import Shard
 from .torch_private import in_graph, increment_version
 
@@ -64,6 +67,38 @@ class batch:
         finally:
             self.jobs = []
 
+    def take(self) -> list[Job]:
+        """What is pending, to be done by the caller. What is added from now on is another job's."""
+        taken, self.jobs = self.jobs, []
+        for job in taken:
+            job.taken = True
+        return taken
+
+
+class Watched(batch):
+    """A block in which torch's modes see to it that what is pending is drawn before anything else needs the memory.
+
+    So what returns new tensors is put off there, too. Where an exception leaves the block, all is drawn all the same:
+    nobody can tell from the outside that anything was put off. Calls of fastinit's own are made with the modes off:
+    `off` calls a function so, and `is_seen` says whether they are on. `escaped` counts what torch draws all the same.
+    """
+
+    def __init__(
+        self, deferred: Deferred, off: Callable[..., Any], is_seen: Callable[[], bool], escaped: Counter[str]
+    ) -> None:
+        super().__init__()
+        self.deferred, self.off, self.is_seen, self.escaped = deferred, off, is_seen, escaped
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        self.jobs = [self.deferred]
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        super().__exit__(None, None, None)
+
+    def take(self) -> list[Job]:
+        return self.jobs
+
 
 # The open blocks, the innermost last; some may be over.
 blocks: ContextVar[tuple[weakref.ref[batch], ...]] = ContextVar("fastinit.batch", default=())
@@ -81,8 +116,8 @@ def is_open() -> bool:
     return not in_graph() and bool(blocks.get()) and bool(opened(blocks.get()))
 
 
-def pending(engine: JobEngine | Plan) -> Job | None:
-    """The job of the innermost block, of this engine's kind; None outside of blocks. Raises `KernelMissing`."""
+def innermost() -> batch | None:
+    """The block that calls of this thread are in; None outside of blocks."""
     found = blocks.get()
     last = found[-1]() if found else None
     if last is None or last.over or last.thread != threading.get_ident():  # seldom
@@ -90,6 +125,14 @@ def pending(engine: JobEngine | Plan) -> Job | None:
             blocks.set(())  # an interruption can leave one behind that is gone
             return None
         last = others[-1]
+    return last
+
+
+def pending(engine: JobEngine | Plan) -> Job | None:
+    """The job of the innermost block, of this engine's kind; None outside of blocks. Raises `KernelMissing`."""
+    last = innermost()
+    if last is None:
+        return None
     jobs = last.jobs
     if not jobs:
         jobs.append(engine.job())
@@ -122,7 +165,44 @@ def defer(
 
     `owner` is the caller's tensor, if `out` is another one of all its memory.
     """
+    if (deferred := watched()) is not None:
+        deferred.add_fill(out, draw, first, steps, owner, engine)
+        return True
     return isinstance(engine, JobEngine) and put_off(engine, lambda job: job.add_fill(out, draw, first, steps, owner))
+
+
+def seeing() -> Watched | None:
+    """The block whose modes see what this thread does, if it is in one and they are on."""
+    if in_graph() or not blocks.get():  # in this order: Dynamo cannot trace the latter
+        return None
+    block = innermost()
+    return block if isinstance(block, Watched) and block.is_seen() else None
+
+
+def unseen(function: Callable[P, R]) -> Callable[P, R]:
+    """Have a function of fastinit's run with the modes of a `Watched` block off."""
+
+    @functools.wraps(function)
+    def call(*arguments: P.args, **named: P.kwargs) -> R:
+        block = seeing()
+        if block is None:
+            return function(*arguments, **named)
+        result: R = block.off(function, *arguments, **named)
+        return result
+
+    return call
+
+
+def escapes(name: str) -> None:
+    """Have the `Watched` block around, if there is one, know that torch draws, by its function of that name."""
+    if not in_graph() and blocks.get() and isinstance(block := innermost(), Watched):
+        block.escaped[name] += 1
+
+
+def watched() -> Deferred | None:
+    """What is pending, where the innermost block is a `Watched` one."""
+    block = innermost()
+    return block.deferred if isinstance(block, Watched) else None
 
 
 def settle(*touched: Any) -> None:
@@ -134,42 +214,60 @@ def settle(*touched: Any) -> None:
         return
     open_here = opened(blocks.get())
     jobs = [job for block in open_here for job in block.jobs]
-    if jobs and any(reaches(job, thing) for thing in touched for job in jobs):
+    hit = [(job, thing) for thing in touched for job in jobs if reaches(job, thing)]
+    if not all(isinstance(job, Deferred) for job, _ in hit):
         draw(open_here)
+        return
+    for job, thing in hit:
+        at_once(job.settle, *tensors_of(thing))  # type: ignore[attr-defined]
 
 
 def reaches(job: Job, thing: Any) -> bool:
     """Whether a job may write what this thing holds; also where nobody can tell."""
-    if isinstance(thing, (list, tuple)):
-        return any(reaches(job, each) for each in thing if isinstance(each, (Tensor, np.ndarray)))
     try:
-        tensor = thing.local if isinstance(thing, Shard) else thing
-        tensor = torch.as_tensor(tensor) if isinstance(tensor, np.ndarray) else tensor
-        return isinstance(tensor, Tensor) and tensor.device.type == "cpu" and job.touches(tensor)
+        return any(map(job.touches, tensors_of(thing)))
     except Exception:  # no memory, or none that can be asked for: classes of tensors have errors of their own
         return True
 
 
+def tensors_of(thing: Any) -> list[Tensor]:
+    """The tensors that a shard, an array or a list holds, or that it is."""
+    if isinstance(thing, (list, tuple)):
+        return [tensor for each in thing if isinstance(each, (Tensor, np.ndarray)) for tensor in tensors_of(each)]
+    tensor = thing.local if isinstance(thing, Shard) else thing
+    tensor = torch.as_tensor(tensor) if isinstance(tensor, np.ndarray) else tensor
+    return [tensor] if isinstance(tensor, Tensor) else []
+
+
 def draw(open_here: list[batch]) -> None:
     """Draw what these blocks have pending, in order."""
-    taken = [job for block in open_here for job in block.jobs]
-    for block in open_here:
-        block.jobs = []
-    for job in taken:
-        job.taken = True
+    taken = [job for block in open_here for job in block.take()]
     for job in taken:
         job.check()
     for job in taken:
         # Once more than at the call, so that autograd knows that what was used in between was something else.
         increment_version(tuple(tensor for tensor in job.tensors() if not tensor.is_inference()))
-        job.do()
+        within((), job.do)
 
 
 def at_once(function: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
     """Call a function whose draws are not put off, whatever blocks are open."""
     if in_graph() or not blocks.get():
         return function(*arguments, **named)
-    token = blocks.set(())
+    return within((), function, *arguments, **named)
+
+
+def anew(function: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
+    """Call a function that fills a new tensor, which nobody expects to be put off: it is only in a `Watched` block."""
+    if in_graph() or not blocks.get():
+        return function(*arguments, **named)
+    found = blocks.get() if watched() is not None else ()
+    return within(found, function, *arguments, **named)
+
+
+def within(found: tuple[weakref.ref[batch], ...], function: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
+    """Call a function with these blocks around it."""
+    token = blocks.set(found)
     try:
         return function(*arguments, **named)
     finally:

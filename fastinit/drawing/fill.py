@@ -54,15 +54,13 @@ def fill(
     engine = engines.choose(local.device, dtype, compiled, (kind, parameters), by_element=bool(each))
     stream = source(target, generator, stream)  # once it is known that something can draw
     draw = Draw(kind, () if each else parameters, stream.seed, stream.id)
-    try:
-        for part, first, steps in boxes:
-            if part.numel():
-                out = part if part.dtype is dtype else part.view(dtype)
-                owner = local if part is local else None
-                engine = draw_into(engine, out, compiled, draw, first, steps, each, later, owner)
-    finally:  # autograd must hear of writes that go around torch, interrupted ones too
-        if not local.is_inference():
-            increment_version((local,))
+    if not local.is_inference():
+        increment_version((local,))  # autograd must hear of writes that go around torch, interrupted ones too
+    for part, first, steps in boxes:
+        if part.numel():
+            out = part if part.dtype is dtype else part.view(dtype)
+            owner = local if part is local else None
+            engine = draw_into(engine, out, compiled, draw, first, steps, each, later, owner)
     return engine
 
 

@@ -10,7 +10,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
-from .torch_private import no_torch_function
+from .torch_private import no_torch_function, no_torch_functions
 
 ATTRIBUTE = "_fastinit_flags"
 ENVIRONMENT = {None: None, "": None, "0": False, "1": True}
@@ -54,7 +54,10 @@ def flag(target: Tensor | torch.nn.Module, fast: bool | None) -> None:
         vars(target).pop(ATTRIBUTE, None)
     else:
         setattr(target, ATTRIBUTE, fast)
-    with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # a tensor without memory of its own
+    with (
+        contextlib.suppress(NotImplementedError, RuntimeError, ValueError),  # a tensor without memory of its own
+        no_torch_functions(),  # a mode would take it for somebody's interest in the address
+    ):
         storage = target.untyped_storage()
         flags = storage.__dict__.setdefault(ATTRIBUTE, {})
         flags[view_of(target)] = fast

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import sys
+import weakref
 from collections.abc import Callable
 from types import CellType, CodeType, FrameType, FunctionType, ModuleType, SimpleNamespace
 from typing import Any, TypeVar, cast
@@ -45,6 +46,7 @@ HELPERS = {
     "xavier_normal_": "_no_grad_normal_",
 }
 ours: dict[str, Function] = {}  # fastinit's functions by their names; init.py enters them
+wrappers: weakref.WeakSet[Function] = weakref.WeakSet()  # fastinit's around torch's own, which change nothing
 
 
 @functools.cache
@@ -144,13 +146,18 @@ def unwrapped(function: Any) -> Any:
 def replacement(name: str) -> Function | None:
     """Somebody else's function that stands in torch's place; None where none does, or where it is it that calls."""
     function: Any = standing.get(name)
-    if function is originals[name] or function is ours.get(name) or function is None:
+    if function is originals[name] or function is ours.get(name) or function is None or is_wrapper(function):
         return None
     if is_torchs(name, function):  # what stood there during our import has gone
         originals[name] = function
         setattr(torch_init, name, function)
         return None
     return None if is_guard(name, function) or is_running(function) else function
+
+
+def is_wrapper(function: Any) -> bool:
+    """Whether this is fastinit's wrapper around torch's own function; see `models/functions.py`."""
+    return type(function) is FunctionType and function in wrappers
 
 
 def is_running(function: Any) -> bool:

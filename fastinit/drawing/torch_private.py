@@ -56,6 +56,9 @@ function_modes: Callable[[], int] = find(
 # Which: `with torch.device(...)` is one that may be ignored. Without the list none may.
 mode_stack: Callable[[], list[Any]] = find("torch.overrides._get_current_function_mode_stack", lambda: [None])
 DeviceContext: type = find("torch.utils._device.DeviceContext", SimpleNamespace)
+# The innermost mode of each kind. Without them nobody is told, and a mode that may not be the innermost is left alone.
+function_mode_at: Callable[[int], Any] = find("torch._C._get_function_stack_at", nothing)
+dispatch_mode_at: Callable[[int], Any] = find("torch._C._get_dispatch_stack_at", nothing)
 # How many torch dispatch modes are active. Nothing public tells; most make tensors of classes of their own, which are
 # left to torch whatever this says.
 dispatch_modes: Callable[[], int] = find("torch._C._len_torch_dispatch_stack", lambda: 0)
@@ -86,6 +89,8 @@ is_zero: Callable[[Tensor], bool] = find("torch.Tensor._is_zerotensor", no)
 disabled_function: Any = find("torch._C._disabled_torch_function_impl", object())
 disabled_dispatch: Any = find("torch._C._disabled_torch_dispatch_impl", object())
 no_torch_function: Callable[[], Any] = find("torch._C.DisableTorchFunctionSubclass", contextlib.nullcontext)
+# As the former, and for modes too.
+no_torch_functions: Callable[[], Any] = find("torch._C.DisableTorchFunction", contextlib.nullcontext)
 # Of a tuple of tensors. torch's own wrapper around it costs as much again.
 increment_version: Callable[[tuple[Tensor, ...]], None] = find(
     "torch._C._increment_version", torch.autograd.graph.increment_version

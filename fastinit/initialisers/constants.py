@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..drawing import batch, engines
+from ..drawing.deferred import Source
 from ..drawing.flags import forced_engine
 from ..drawing.originals import call, originals, ours, standing
 from ..drawing.regions import Shard, local_of
@@ -33,13 +34,16 @@ Key = tuple[torch.dtype, int | str]  # a float as it is written in hexadecimal: 
 plans: dict[Key, Plan | None] = {}  # how contiguous tensors of the CPU are filled with a value
 
 
-def fill(name: str, target: Any, value: Any) -> bool:
+def fill(name: str | None, target: Any, value: Any) -> bool:
     """Fill as torch.nn.init's function `name` does, with `value`; False where torch has to, or has a word for it.
 
-    In a batch memory is written at its end.
+    Without a name as a tensor's method does. In a batch memory is written at its end.
     """
     address = ordinary_address(target, None, None, None, name, DTYPES)
     if not address:
+        if (block := batch.seeing()) is not None:
+            block.deferred.source = Source(name or "constant_", (value,), False)
+            return block.off(fill, name, target, value)  # type: ignore[no-any-return]
         return isinstance(target, Shard) and fill(name, target.local, value)
     tensor: Tensor = target
     if not is_served(name, value) or not tensor.is_cpu or (tensor.dtype.is_complex and tensor.is_conj()):
@@ -92,14 +96,15 @@ def serve_list(name: str, listed: T, value: Any, arguments: tuple[Any, ...]) -> 
     return listed
 
 
-def is_served(name: str, value: Any) -> bool:
+def is_served(name: str | None, value: Any) -> bool:
     """Whether a call with this value is not torch's, whatever the tensor."""
-    helper = standing.get(HELPERS[name])
+    helper = None if name is None else HELPERS[name]
+    stands = None if helper is None else standing.get(helper)
     return (
         type(value) in (int, float)
         and value == value  # of nan, torch keeps the sign
         and not 0 < abs(value) < TINY  # of these, a setting of the CPU decides
-        and (helper is originals[HELPERS[name]] or helper is ours[HELPERS[name]])
+        and (helper is None or stands is originals[helper] or stands is ours[helper])
         and forced_engine.get() in (None, "cpu")
     )
 

@@ -10,6 +10,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
+from ..drawing.batch import unseen
 from ..drawing.regions import Target
 from ..drawing.streams import Stream
 from ..kernels.contract import ASKED_TOGETHER, Job
@@ -32,6 +33,7 @@ def takes_lists(function: Callable[Concatenate[Any, P], Any]) -> Initialiser[P]:
     """Have an initialiser take lists, too; those that call `quick.serve` at once need not be told."""
 
     @functools.wraps(function)
+    @unseen
     def call(tensor: Any, *arguments: Any, **named: Any) -> Any:
         if not isinstance(tensor, LISTS):
             return function(tensor, *arguments, **named)

@@ -11,16 +11,18 @@ that nobody uses; torch 2.8 to 2.14 do the same to operators that are registered
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..drawing import torch_private as private
-from ..drawing.batch import at_once, settle
+from ..drawing.batch import at_once, settle, watched
+from ..drawing.deferred import Source
 from ..drawing.regions import Shard, Target, local_of
 from ..drawing.route import COMPILED, KERNELS, TORCH, Way, outside_contract, refuse_inference_write
-from ..drawing.streams import MASK, Stream, default_generator, drawn_seed
+from ..drawing.streams import MASK, Stream, default_generator, drawn_seed, source
 from ..kernels.contract import Engine
 from ..kernels.dtypes import FORMATS
 from . import matrices
@@ -100,10 +102,21 @@ def draw_whole(
     """Have an engine draw a call of an initialiser in `whole`, now or when the graph runs."""
     if private.in_graph():
         record(name, by, target, values, generator, stream)
+    elif isinstance(target, Tensor) and not target.is_meta and (deferred := watched()) is not None:
+        settle(*values)
+        given = source(target, generator, stream)
+        write = partial(write_whole, name, values, by is COMPILED)
+        private.increment_version((target,))
+        deferred.source = Source(name, values, generator is None and stream is None)
+        deferred.add(target, write, given.seed, given.id)
     else:
         settle(target, *values)
         at_once(whole[name], target, *values, generator, stream, by is COMPILED)
     return target
+
+
+def write_whole(name: str, values: tuple[Any, ...], compiled: bool, target: Tensor, stream: Stream) -> None:
+    whole[name](target, *values, None, stream, compiled)
 
 
 def refuse_in_graphs(name: str, generator: torch.Generator | None, stream: Stream | None) -> None:

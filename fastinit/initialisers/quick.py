@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..drawing import batch, engines, flags, originals
+from ..drawing.deferred import Source
 from ..drawing.flags import forced_engine
 from ..drawing.route import KERNELS, way
 from ..drawing.streams import LOWEST, Stream, default_generator, drawn, drawn_seed, drawn_seeds
@@ -159,8 +160,12 @@ def serve(
             else:
                 batch.fill(plan, tensor, address, count, seed, stream_id)
             return target
-    if not address and isinstance(target, LISTS):
-        return serve_list(name, target, values, generator, fast, stream, layout, shaped, elsewhere)
+    if not address:
+        if (block := batch.seeing()) is not None:
+            block.deferred.source = Source(name, values, generator is None and stream is None)
+            return block.off(serve, name, target, values, generator, fast, stream, layout, shaped, elsewhere)  # type: ignore[no-any-return]
+        if isinstance(target, LISTS):
+            return serve_list(name, target, values, generator, fast, stream, layout, shaped, elsewhere)
     by = KERNELS if address else way(tensor, generator, fast, stream, obeyed, layout, dtypes)
     act = draw if address or not in_graph() else record
     result, law, engine = act(name, by, tensor, values, generator, stream, layout, instead)

@@ -20,7 +20,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..drawing import originals
-from ..drawing.batch import at_once, settle
+from ..drawing.batch import anew, settle
 from ..drawing.regions import Target, shard
 from ..drawing.route import outside_contract
 from ..drawing.streams import Stream, check_source
@@ -132,7 +132,7 @@ class Initializer:
         and so is `device`. `stream`, `generator`, `fast` as in the in-place functions.
         """
         tensor = torch.empty(shape, dtype=as_dtype(dtype), device=device)
-        return at_once(self.fill, tensor, stream=stream, generator=generator, fast=fast)
+        return anew(self.fill, tensor, stream=stream, generator=generator, fast=fast)
 
     def fill(
         self, tensor: T, *, stream: Stream | None = None, generator: Generator | None = None, fast: bool | None = None

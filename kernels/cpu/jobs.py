@@ -221,7 +221,7 @@ class Job:
 
     def touches(self, tensor: Tensor) -> bool:
         """Whether the memory that it writes and the memory that this tensor reaches over have bytes in common."""
-        if not self.fills or not tensor.numel():
+        if not self.fills or not tensor.is_cpu or not tensor.numel():
             return False
         begin, end = extent(tensor)
         _, begins, ends, _ = self.table()

@@ -1,0 +1,231 @@
+"""Which initialiser a call of torch's is: functions of torch.nn.init, however they were imported, and methods."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from types import CodeType, FrameType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Generator, Tensor
+from torch.overrides import TorchFunctionMode
+
+from .. import random
+from ..drawing.deferred import Source
+from ..drawing.originals import originals
+from ..samplers import as_whole
+from .watch import tensors_in
+
+if TYPE_CHECKING:
+    from .accelerate import accelerate
+
+
+class Call(NamedTuple):
+    """A call of the initialiser `name`, with all arguments that say what to draw."""
+
+    name: str
+    tensor: Tensor
+    values: tuple[Any, ...]
+    generator: Generator | None
+
+
+class Signature(NamedTuple):
+    """The arguments of a method of tensors that say what to draw: their names, and defaults of the last ones."""
+
+    names: tuple[str, ...]
+    defaults: tuple[Any, ...]
+
+    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...] | None:
+        """The values of all of them; None for a call that torch has an error for."""
+        left = self.names[len(args) :]
+        if len(args) > len(self.names) or kwargs.keys() - {*left, "generator"}:
+            return None
+        values = dict(zip(self.names[len(self.names) - len(self.defaults) :], self.defaults, strict=True)) | {**kwargs}
+        if not all(name in values for name in left):
+            return None
+        return (*args, *(values[name] for name in left))
+
+
+# Methods of tensors. Those that have no namesake among the initialisers are another's.
+METHODS = {
+    "uniform_": Signature(("from", "to"), (0.0, 1.0)),
+    "normal_": Signature(("mean", "std"), (0.0, 1.0)),
+    "bernoulli_": Signature(("p",), (0.5,)),
+    "cauchy_": Signature(("median", "sigma"), (0.0, 1.0)),
+    "exponential_": Signature(("lambd",), (1.0,)),
+    "geometric_": Signature(("p",), ()),
+    "log_normal_": Signature(("mean", "std"), (1.0, 2.0)),
+    "fill_": Signature(("value",), ()),
+    "zero_": Signature((), ()),
+}
+INITIALISER = {"fill_": "constant_", "zero_": "zeros_"}
+# Functions of torch.nn.init that tell a mode of themselves, with all arguments by name.
+TELLING: dict[str, tuple[str, ...]] = {
+    "uniform_": ("a", "b"),
+    "normal_": ("mean", "std"),
+    "constant_": ("val",),
+    "kaiming_uniform_": ("a", "mode", "nonlinearity"),
+}
+# Functions of torch.nn.init that call a method of the tensor and nothing else: found by the frame that calls it, so
+# that one formula of the standard deviation serves them and fastinit's own functions.
+CALLING: dict[str, tuple[str, ...]] = {
+    "xavier_uniform_": ("gain",),
+    "xavier_normal_": ("gain",),
+    "kaiming_normal_": ("a", "mode", "nonlinearity"),
+}
+# Functions that do more: whoever imported one by name, before a wrapper stood in its place, runs torch's algorithm.
+LONGER = ("orthogonal_", "sparse_")
+CODES: dict[CodeType, str] = {originals[name].__code__: name for name in (*TELLING, *CALLING, *LONGER)}
+HELPERS = {function.__code__ for name in ("_no_grad_uniform_", "_no_grad_normal_") if (function := originals.get(name))}
+
+
+def recognise(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], frame: FrameType) -> Call | None:
+    """The initialiser that a mode is told of; None where torch has to serve the call. `frame` is the caller's.
+
+    A function of torch.nn.init tells of what stands in its place now, which may be anybody's wrapper (transformers'
+    guard, for one); so it is known by its own frame, which is the one before that of `handle_torch_function`.
+    """
+    generator = kwargs.get("generator")
+    if not args:
+        name = CODES.get(frame.f_back.f_code) if frame.f_back is not None else None
+        tensor = kwargs.get("tensor")
+        if name not in TELLING or not isinstance(tensor, Tensor):
+            return None
+        return Call(name, tensor, tuple(kwargs[key] for key in TELLING[name]), generator)
+    name = function.__name__
+    if not isinstance(tensor := args[0], Tensor):
+        return None
+    if name == "random_":
+        bounds = bounds_of(args[1:], kwargs)
+        return None if bounds is None else Call(name, tensor, bounds, generator)
+    if name in ("uniform_", "normal_") and (caller := initialiser_of(frame)) is not None:
+        found, variables = caller
+        if found in CALLING and variables["tensor"] is tensor:
+            return Call(found, tensor, tuple(variables[key] for key in CALLING[found]), generator)
+    values = METHODS[name].bind(args[1:], kwargs)
+    return None if values is None else Call(INITIALISER.get(name, name), tensor, values, generator)
+
+
+def initialiser_of(frame: FrameType | None) -> tuple[str, dict[str, Any]] | None:
+    """The function of torch.nn.init that this frame is of, and its variables."""
+    if frame is not None and frame.f_code in HELPERS:
+        frame = frame.f_back
+    name = None if frame is None else CODES.get(frame.f_code)
+    return None if frame is None or name is None else (name, frame.f_locals)
+
+
+def bounds_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[int | None, int | None] | None:
+    """The numbers between which `Tensor.random_` draws; None stands for an end that the dtype sets."""
+    given = {key: value for key, value in kwargs.items() if key != "generator"}
+    values = [*args, *(given.pop(name) for name in ("from", "to")[len(args) :] if name in given)]
+    if given or len(values) > 2 or ("from" in kwargs and len(values) < 2):
+        return None
+    if not values:
+        return None, None
+    start, stop = map(as_whole, values if len(values) == 2 else (0, *values))
+    fits = type(start) is int and (type(stop) is int or (stop is None and len(values) == 2))
+    return (start, stop) if fits else None
+
+
+@functools.cache
+def signature(function: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(function)
+
+
+def bound(name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
+    """A call of a function of `functions.PLACES`; None for one that it has an error for."""
+    try:
+        found = signature(function).bind(*args, **kwargs)
+    except TypeError:
+        return None
+    found.apply_defaults()
+    tensor, *values = found.arguments.values()
+    generator = found.arguments.get("generator")
+    if "generator" in found.arguments:
+        values.pop()
+    return Call(name, tensor, tuple(values), generator) if isinstance(tensor, Tensor) else None
+
+
+# --- what a mode is told of --------------------------------------------------------------------
+
+# What gives away where a tensor's memory is, or hands it on, without an operation of torch's.
+GIVES_AWAY = (
+    *("numpy", "__array__", "data_ptr", "const_data_ptr", "mutable_data_ptr", "untyped_storage", "storage"),
+    *("_typed_storage", "__dlpack__", "share_memory_", "__reduce_ex__"),
+)
+READS = ("tolist", "__repr__", "__format__")  # without an operation, or with the modes off
+# torch's functions that make random tensors, and ours that do it in their place.
+MAKERS: dict[Any, Callable[..., Tensor]] = {
+    **{getattr(torch, name): getattr(random, name) for name in random.__all__},
+    **{getattr(Tensor, name): getattr(random, name) for name in ("bernoulli", "multinomial")},
+}
+# What else may draw: a `Watch` counts what torch does.
+MAY_DRAW = (
+    *("dropout", "dropout1d", "dropout2d", "dropout3d", "dropout_", "alpha_dropout", "alpha_dropout_"),
+    *("feature_dropout", "feature_dropout_", "feature_alpha_dropout", "feature_alpha_dropout_", "native_dropout"),
+    *("rrelu", "rrelu_", "gumbel_softmax", "fractional_max_pool2d", "fractional_max_pool3d"),
+    *("scaled_dot_product_attention", "multi_head_attention_forward", "lstm", "gru", "rnn_tanh", "rnn_relu"),
+    *("poisson", "binomial", "_standard_gamma", "_sample_dirichlet", "svd_lowrank", "pca_lowrank", "lobpcg"),
+)
+
+
+class Recogniser(TorchFunctionMode):
+    """Is told of the calls of torch's functions and methods, and has those that initialise served by its block."""
+
+    def __init__(self, block: accelerate) -> None:
+        super().__init__()
+        self.block = block
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        act = ACTS.get(getattr(func, "__name__", ""), initialise if "tensor" in kwargs and not args else None)
+        watch = self.block.watch
+        if watch.is_on and not watch.deferred.pending:
+            watch.adjust()
+        if act is None or torch.compiler.is_dynamo_compiling():
+            return func(*args, **kwargs)
+        return act(self.block, func, args, kwargs)
+
+
+def initialise(block: accelerate, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    frame = sys._getframe(2)
+    call, torchs = recognise(func, args, kwargs, frame), functools.partial(func, *args, **kwargs)
+    if call is None or block.leaves(call.tensor):
+        return block.watch.counting(None, torchs) if call is None else torchs()
+    if args and call.tensor.requires_grad and torch.is_grad_enabled():
+        return block.watch.counting(None, torchs)  # an error, or a step of autograd's
+    if (caller := initialiser_of(frame)) is not None and caller[0] in LONGER:
+        block.watch.escaped[f"{caller[0]} imported by name: torch's algorithm, from fastinit's samples"] += 1
+    return block.off(block.serve, call, torchs)
+
+
+def make(block: accelerate, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    maker = MAKERS.get(func)
+    if maker is None or block.opt_in:
+        return func(*args, **kwargs)
+    block.deferred.source = Source(func.__name__, (), kwargs.get("generator") is None)
+    return block.off(maker, *args, **kwargs)
+
+
+def give_away(block: accelerate, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    for tensor in tensors_in(args, kwargs):
+        block.off(block.watch.give_away, tensor, func.__name__, func.__name__ not in READS)
+    return func(*args, **kwargs)
+
+
+def may_draw(block: accelerate, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return block.watch.counting(None, functools.partial(func, *args, **kwargs))
+
+
+Act = Callable[["accelerate", Any, tuple[Any, ...], dict[str, Any]], Any]
+ACTS: dict[str, Act] = {
+    **dict.fromkeys(MAY_DRAW, may_draw),
+    **dict.fromkeys(random.__all__, make),
+    **dict.fromkeys((*GIVES_AWAY, *READS), give_away),
+    **dict.fromkeys((*METHODS, *TELLING, "random_"), initialise),
+}

@@ -1,0 +1,208 @@
+"""The safety net of deferred draws: every operation that needs memory in which something is pending draws it first."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..drawing import torch_private as private
+from ..drawing.batch import within
+from ..drawing.deferred import NOBODY, Deferred
+from ..drawing.route import plain
+
+P = ParamSpec("P")
+R = TypeVar("R")
+aten = torch.ops.aten
+
+# Operations that ask no more of their tensors than shapes and dtypes, and give new memory.
+NO_LOOK = (
+    *("empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "randint_like"),
+    *("new_empty", "new_empty_strided", "new_zeros", "new_ones", "new_full"),
+    *("is_same_size", "sym_size", "sym_stride", "sym_numel", "sym_storage_offset", "size", "stride"),
+)
+# Operations that write all of their first tensor, whatever was in it.
+OVERWRITES = ("zero_", "fill_", "copy_", "uniform_", "normal_", "bernoulli_", "random_", "exponential_", "log_normal_",
+              "cauchy_", "geometric_")  # fmt: skip
+# New memory that nothing has written.
+EMPTY = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "empty_permuted")
+
+
+class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees every operation while it is on: draws what is pending in its tensors, and counts what torch draws itself.
+
+    It is on the stack while something is pending (or always, where `always`), because each operation that it sees takes
+    some 8 µs longer.
+    """
+
+    def __init__(self, deferred: Deferred) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.deferred = deferred
+        self.always = False
+        self.is_on = False
+        self.early: Counter[str] = Counter()  # operations for which something was drawn before the end
+        self.escaped: Counter[str] = Counter()  # operations by which torch drew
+
+    # --- on and off --------------------------------------------------------------------------------
+
+    def adjust(self) -> None:
+        """Be on the stack, or not, as it is needed; where somebody else's modes lie on top, later."""
+        wanted = self.always or bool(self.deferred.pending)
+        if wanted and not self.is_on and private.dispatch_modes() == 0:
+            self.__enter__()  # type: ignore[no-untyped-call]
+            self.is_on = True
+        elif not wanted and self.is_on:
+            self.leave()
+
+    def leave(self) -> bool:
+        """Leave the stack, if nobody else's mode lies on top; returns whether it did."""
+        depth = private.dispatch_modes()  # without this one, while it is being told of an operation
+        if not self.is_on or depth == 0 or private.dispatch_mode_at(depth - 1) is not self:
+            return False
+        self.is_on = False
+        self.__exit__(None, None, None)
+        return True
+
+    def stop(self) -> None:
+        self.always = False
+        self.leave()
+
+    def off(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call a function whose operations are our own business."""
+        self.leave()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            self.deferred.source = NOBODY
+            self.adjust()
+
+    def counting(self, name: str | None, function: Callable[[], R], surely: bool = False) -> R:
+        """Call a function of torch's, and count what it draws: under that name, if there is one and it is not seen."""
+        if name is not None:
+            before = torch.default_generator.get_state()
+            try:
+                return function()
+            finally:
+                if surely or has_moved(before):
+                    self.escaped[name] += 1
+        always, self.always = self.always, True
+        self.adjust()
+        try:
+            return function()
+        finally:
+            self.always = always
+            self.adjust()
+
+    def give_away(self, tensor: Tensor, name: str, kept: bool = True) -> None:
+        """Draw what is pending in memory that is about to be read or (if `kept`) known where nobody can see."""
+        try:
+            if self.deferred.touches(tensor):
+                self.early[name] += 1
+                within((), self.deferred.settle, tensor)
+            if kept:
+                self.deferred.keep_known(tensor)
+        except (NotImplementedError, RuntimeError):  # it has no memory
+            return
+
+    # --- what it sees ------------------------------------------------------------------------------
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        kind = KINDS.get(func)
+        if kind is None:
+            kind = KINDS[func] = kind_of(func)
+        if self.deferred.pending and kind.looks:
+            with private.no_torch_functions():
+                if kind.clones and (made := self.cloned(func, args, kwargs)) is not None:
+                    return made
+                self.before(func, kind, args, kwargs)
+        if not kind.draws:
+            return func(*args, **kwargs)
+        before = torch.default_generator.get_state()
+        result = func(*args, **kwargs)
+        if kwargs.get("generator") is not None or has_moved(before):
+            self.escaped[name_of(func)] += 1
+        return result
+
+    def before(self, func: Any, kind: Kind, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Draw what an operation needs; forget what it overwrites."""
+        pending = self.deferred.pending
+        if kwargs.get("device") is not None and torch.device(kwargs["device"]).type == "meta":
+            return
+        for number, tensor in enumerate(tensors_in(args, kwargs)):
+            if not plain(type(tensor)):  # who knows what it holds
+                self.early[name_of(func)] += 1
+                within((), self.deferred.do)
+                return
+            if not self.deferred.touches(tensor):
+                continue
+            if number == 0 and kind.overwrites and is_whole(tensor) and not overlaps(tensor, args[1:], kwargs):
+                self.deferred.forget(tensor)
+                continue
+            self.early[name_of(func)] += 1
+            within((), self.deferred.settle, tensor)
+            if not pending:
+                return
+
+    def cloned(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+        """A copy of what is pending as a whole is pending, too."""
+        tensor = args[0]
+        if type(tensor) is not Tensor or not self.deferred.touches(tensor) or not is_whole(tensor):
+            return None
+        made = torch.empty_like(tensor, **kwargs)
+        if made.stride() != tensor.stride() or not self.deferred.copy(tensor, made):
+            return None
+        return made
+
+
+class Kind:
+    """What an operation does, as far as it matters here."""
+
+    def __init__(self, func: Any) -> None:
+        name = func.overloadpacket.__name__
+        self.looks = not (func.is_view or name in NO_LOOK) if func.namespace == "aten" else True
+        self.overwrites = func.namespace == "aten" and name in OVERWRITES
+        self.clones = func is aten.clone.default
+        self.draws = torch.Tag.nondeterministic_seeded in func.tags
+
+
+KINDS: dict[Any, Kind] = {}
+kind_of = Kind
+
+
+def has_moved(before: Tensor) -> bool:
+    """Whether torch's default CPU generator has given numbers since its state was this."""
+    with private.no_torch_functions():
+        return not torch.equal(before, torch.default_generator.get_state())
+
+
+def name_of(func: Any) -> str:
+    return str(func.overloadpacket.__name__)
+
+
+def tensors_in(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
+    """The tensors in the arguments of an operation, those in its lists, too."""
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from tensors_in(tuple(value), {})
+        elif isinstance(value, dict):
+            yield from tensors_in((), value)
+
+
+def is_whole(tensor: Tensor) -> bool:
+    """Whether a tensor shows all of its memory, each place once."""
+    return tensor.numel() * tensor.itemsize == tensor.untyped_storage().nbytes()
+
+
+def overlaps(tensor: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether an operation that overwrites a tensor reads its memory, too."""
+    own = tensor.untyped_storage()._cdata
+    return any(other.untyped_storage()._cdata == own for other in tensors_in(args, kwargs))
