@@ -43,6 +43,7 @@ from .init import (
     zeros_,
 )
 from .models.accelerate import accelerate
+from .models.build import build
 from .samplers import bernoulli_, cauchy_, exponential_, geometric_, log_normal_, random_
 from .scaled import (
     depth_scaled_normal_,
@@ -61,14 +62,14 @@ from .structured import convolution_orthogonal_, delta_orthogonal_, identity_
 __version__ = "0.1.0"
 
 __all__ = [
-    "CONTRACT", "Stream", "accelerate", "batch", "bernoulli_", "bits_", "calculate_gain", "cauchy_", "constant",
-    "constant_", "convolution_orthogonal_", "delta_orthogonal_", "depth_scaled_normal_", "dirac", "dirac_",
-    "exponential_", "eye", "eye_", "flag", "geometric_", "glorot_normal_", "glorot_uniform_", "he_normal_",
-    "he_uniform_", "identity_", "kaiming_normal", "kaiming_normal_", "kaiming_uniform", "kaiming_uniform_",
-    "lecun_normal_", "lecun_uniform_", "log_normal_", "mup_normal_", "normal", "normal_", "ones_", "orthogonal",
-    "orthogonal_", "random", "random_", "shard", "sparse", "sparse_", "trunc_normal_", "uniform", "uniform_",
-    "uniform_unit_scaling_", "use_engine", "variance_scaling_", "xavier_normal", "xavier_normal_", "xavier_uniform",
-    "xavier_uniform_", "zeros_",
+    "CONTRACT", "Stream", "accelerate", "batch", "bernoulli_", "bits_", "build", "calculate_gain", "cauchy_",
+    "constant", "constant_", "convolution_orthogonal_", "delta_orthogonal_", "depth_scaled_normal_", "dirac",
+    "dirac_", "exponential_", "eye", "eye_", "flag", "geometric_", "glorot_normal_", "glorot_uniform_",
+    "he_normal_", "he_uniform_", "identity_", "kaiming_normal", "kaiming_normal_", "kaiming_uniform",
+    "kaiming_uniform_", "lecun_normal_", "lecun_uniform_", "log_normal_", "mup_normal_", "normal", "normal_",
+    "ones_", "orthogonal", "orthogonal_", "random", "random_", "shard", "sparse", "sparse_", "trunc_normal_",
+    "uniform", "uniform_", "uniform_unit_scaling_", "use_engine", "variance_scaling_", "xavier_normal",
+    "xavier_normal_", "xavier_uniform", "xavier_uniform_", "zeros_",
 ]  # fmt: skip
 
 # Every public function that fills a tensor has a value of its name; bits_ is no initialiser.

@@ -27,6 +27,7 @@ class Source(NamedTuple):
     initialiser: str
     values: tuple[Any, ...]
     by_default: bool
+    layout: Any = None
 
 
 NOBODY = Source("", (), False)
@@ -53,6 +54,7 @@ class Fill(NamedTuple):
     stream_id: int
     source: Source
     number: int  # of the call; copies have the same
+    name: str = ""  # by which its stream was chosen
 
     @property
     def elements(self) -> int:
@@ -138,6 +140,8 @@ class Deferred:
         self.numbers = itertools.count()
         # What says from which stream fills are drawn, when they are.
         self.renamed: Callable[[Fill, UntypedStorage], Fill] = lambda fill, _: fill
+        # Is told what is drawn, and into whose tensor.
+        self.noted: Callable[[Fill, UntypedStorage, Tensor | None], None] = lambda *_: None
         self.drawn = 0  # fills that were drawn
         self.replaced = 0  # that were not, because others came after them or nobody kept the memory
         self.foreign: list[Tensor] = []  # tensors that somebody else wrote, unseen: they were left as they are
@@ -189,7 +193,7 @@ class Deferred:
         # What cannot be resized is NumPy's, a file's or another process's as well.
         if not self.defer or key in self.known or not storage.resizable():
             self.flush([key])
-            self.draw([(self.renamed(fill, storage), storage)])
+            self.draw([(self.renamed(fill, storage), storage, owner)])
             return
         found = self.pending.get(key)
         if found is None:
@@ -236,11 +240,6 @@ class Deferred:
             keys = [*self.pending]
         self.flush(keys)
 
-    def forget(self, tensor: Tensor) -> None:
-        """Leave out what is pending in the memory of this tensor, because all of it is written anew."""
-        found = self.pending.pop(key_of(tensor), None)
-        self.replaced += 0 if found is None else len(found.fills)
-
     def keep_known(self, tensor: Tensor) -> None:
         """From now on fill the memory of this tensor at once: its address is known where nobody can see."""
         storage = tensor.untyped_storage()
@@ -264,15 +263,16 @@ class Deferred:
                 owner = found.owner()
                 self.foreign.append(found.fills[-1].tensor(storage) if owner is None else owner)
             else:
-                fills += [(self.renamed(fill, storage), storage) for fill in found.fills]
+                fills += [(self.renamed(fill, storage), storage, found.owner()) for fill in found.fills]
         self.draw(fills)
 
-    def draw(self, fills: Sequence[tuple[Fill, UntypedStorage]]) -> None:
+    def draw(self, fills: Sequence[tuple[Fill, UntypedStorage, Tensor | None]]) -> None:
         """Draw these, in order; neighbours that can be are one job."""
         self.drawn += len(fills)
         job: Job | None = None
         with torch.no_grad():
-            for fill, storage in fills:
+            for fill, storage, owner in fills:
+                self.noted(fill, storage, owner)
                 out = fill.tensor(storage)
                 together = added(fill, out, job) if fill.elements else job
                 if together is not None:

@@ -13,6 +13,7 @@ from ..drawing.deferred import Source
 from ..drawing.flags import forced_engine
 from ..drawing.originals import call, originals, ours, standing
 from ..drawing.regions import Shard, local_of
+from ..drawing.route import decided_by_others, outside_contract
 from ..drawing.torch_private import increment_version
 from ..kernels.contract import Job, KernelMissing, setting_up
 from ..kernels.dtypes import FORMATS, WHOLE
@@ -44,7 +45,11 @@ def fill(name: str | None, target: Any, value: Any) -> bool:
         if (block := batch.seeing()) is not None:
             block.deferred.source = Source(name or "constant_", (value,), False)
             return block.off(fill, name, target, value)  # type: ignore[no-any-return]
-        return isinstance(target, Shard) and fill(name, target.local, value)
+        if isinstance(target, Shard):
+            return fill(name, target.local, value)
+        if not is_put_off(name, target):
+            return False
+        address = target.data_ptr()
     tensor: Tensor = target
     if not is_served(name, value) or not tensor.is_cpu or (tensor.dtype.is_complex and tensor.is_conj()):
         return False
@@ -58,6 +63,18 @@ def fill(name: str | None, target: Any, value: Any) -> bool:
     elif count <= plan.most or not fill_large(plan, tensor, address, count):
         plan.draw(address, count, 0, 0)
     return True
+
+
+def is_put_off(name: str | None, target: Any) -> bool:
+    """Whether a constant keeps its place among draws that are put off, though a second look at the tensor is needed."""
+    return (
+        batch.watched() is not None
+        and (name is None or not decided_by_others(name, target))
+        and outside_contract(target, DTYPES) is None
+        and not target.is_meta
+        and not target.is_inference()
+        and bool(target.is_contiguous())
+    )
 
 
 def fill_large(plan: Plan, tensor: Tensor, address: int, count: int) -> bool:

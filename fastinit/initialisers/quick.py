@@ -162,7 +162,7 @@ def serve(
             return target
     if not address:
         if (block := batch.seeing()) is not None:
-            block.deferred.source = Source(name, values, generator is None and stream is None)
+            block.deferred.source = Source(name, values, generator is None and stream is None, layout)
             return block.off(serve, name, target, values, generator, fast, stream, layout, shaped, elsewhere)  # type: ignore[no-any-return]
         if isinstance(target, LISTS):
             return serve_list(name, target, values, generator, fast, stream, layout, shaped, elsewhere)

@@ -10,19 +10,22 @@ from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, UntypedStorage
 
 from ..drawing import flags, torch_private as private
 from ..drawing.batch import Watched, settle, within
-from ..drawing.deferred import Deferred, Source
+from ..drawing.deferred import Deferred, Fill, Source
 from ..drawing.route import TORCH, way
+from ..drawing.streams import Stream
 from ..init import dirac_, eye_, orthogonal_, sparse_
 from ..initialisers import constants
 from ..initialisers.quick import Elsewhere, serve
 from ..initialisers.table import CONSTANTS, OF_SHAPES
 from ..samplers import bernoulli_
 from . import functions
+from .coverage import Coverage
 from .names import Names
+from .origins import drew, forget_dead
 from .recognise import Call, Recogniser, bound
 from .report import Report
 from .watch import Watch
@@ -78,7 +81,8 @@ class accelerate:
                 "initialisation draws by the names of its parameters; fastinit.build(make, seed=0) does so from the "
                 "constructor on"
             )
-        self.model, self.seed, self.opt_in, self.defer = model, seed, opt_in, defer
+        self.model, self.seed = model, None if seed is None else Stream(seed).seed
+        self.opt_in, self.defer = opt_in, defer
         self.report = Report()
         self.watch: Watch
         self.open: ExitStack | None = None
@@ -125,6 +129,7 @@ class accelerate:
         deferred, block = self.deferred, Watched(self.deferred, self.off, is_seen, self.watch.escaped)
         off = self.off if outer is None else outer.off
         before = deferred.defer, deferred.renamed
+        deferred.noted = drew
         deferred.defer = self.defer
         if self.model is not None and self.seed is not None:
             deferred.renamed = Names(self.model, self.seed)
@@ -136,6 +141,7 @@ class accelerate:
                 off(block.__exit__, None, None, None)
             finally:
                 deferred.defer, deferred.renamed = before
+                forget_dead()
 
     @contextmanager
     def counted(self) -> Iterator[None]:
@@ -148,6 +154,24 @@ class accelerate:
             report.drawn, report.replaced = deferred.drawn - before[0], deferred.replaced - before[1]
             report.foreign = deferred.foreign[before[2] :]
             report.early, report.escaped = watch.early - before[3], watch.escaped - before[4]
+
+    @contextmanager
+    def covered(self, coverage: Coverage) -> Iterator[None]:
+        """Within the context everything that is done is told to `coverage`."""
+        deferred, watch = self.deferred, self.watch
+        before = watch.always, watch.coverage, deferred.noted
+        watch.always, watch.coverage = True, coverage
+
+        def noted(fill: Fill, storage: UntypedStorage, owner: Tensor | None) -> None:
+            drew(fill, storage, owner)
+            coverage.drew(fill, storage)
+
+        deferred.noted = noted
+        watch.adjust()
+        try:
+            yield
+        finally:
+            watch.always, watch.coverage, deferred.noted = before
 
     # --- calls ---------------------------------------------------------------------------------------
 
@@ -216,7 +240,8 @@ def dispatch(name: str, function: Callable[..., Any], args: tuple[Any, ...], kwa
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """torch's default CPU generator begins at `seed`, and is afterwards as it was before."""
+    """torch's default CPU generator begins at `seed`, a stream's, and is afterwards as it was before."""
+    seed = Stream(seed).seed
     before = torch.default_generator.get_state()
     torch.default_generator.manual_seed(seed)
     try:

@@ -45,7 +45,7 @@ class Names:
 
     def __init__(self, model: torch.nn.Module, seed: int) -> None:
         self.model, self.seed = model, seed
-        self.streams: dict[int, Stream] = {}  # by the number of the call, whose copies are alike
+        self.found: dict[int, tuple[str, Stream]] = {}  # by the number of the call, whose copies are alike
         self.places: dict[int, list[Place]] = {}
         self.read()
 
@@ -71,12 +71,13 @@ class Names:
         """The same fill, from the stream that it has by its name; as it is where somebody chose its stream."""
         if not fill.source.by_default:
             return fill
-        if (stream := self.streams.get(fill.number)) is None:
+        if fill.number not in self.found:
             place = self.place_of(fill, storage)
             if place is None:
                 return fill
             stream = Stream.named(place.name, self.seed)
             if fill.elements != place.elements:
                 stream = stream.child(f"{fill.offset - place.offset} {[*fill.shape]} {[*fill.stride]}")
-            self.streams[fill.number] = stream
-        return fill._replace(seed=stream.seed, stream_id=stream.id)
+            self.found[fill.number] = place.name, stream
+        name, stream = self.found[fill.number]
+        return fill._replace(seed=stream.seed, stream_id=stream.id, name=name)

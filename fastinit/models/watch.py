@@ -12,8 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..drawing import torch_private as private
 from ..drawing.batch import within
-from ..drawing.deferred import NOBODY, Deferred
+from ..drawing.deferred import NOBODY, Deferred, Pending, key_of
 from ..drawing.route import plain
+from .coverage import Coverage, tensors as written_in
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -28,8 +29,6 @@ NO_LOOK = (
 # Operations that write all of their first tensor, whatever was in it.
 OVERWRITES = ("zero_", "fill_", "copy_", "uniform_", "normal_", "bernoulli_", "random_", "exponential_", "log_normal_",
               "cauchy_", "geometric_")  # fmt: skip
-# New memory that nothing has written.
-EMPTY = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "empty_permuted")
 
 
 class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -46,6 +45,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.is_on = False
         self.early: Counter[str] = Counter()  # operations for which something was drawn before the end
         self.escaped: Counter[str] = Counter()  # operations by which torch drew
+        self.coverage: Coverage | None = None  # is told what is done
 
     # --- on and off --------------------------------------------------------------------------------
 
@@ -75,7 +75,11 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Call a function whose operations are our own business."""
         self.leave()
         try:
-            return function(*args, **kwargs)
+            result = function(*args, **kwargs)
+            if self.coverage is not None:
+                for tensor in written_in((args, kwargs)):
+                    self.coverage.wrote(tensor)
+            return result
         finally:
             self.deferred.source = NOBODY
             self.adjust()
@@ -105,6 +109,8 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 within((), self.deferred.settle, tensor)
             if kept:
                 self.deferred.keep_known(tensor)
+                if self.coverage is not None:  # whoever has the address may write
+                    self.coverage.wrote(tensor)
         except (NotImplementedError, RuntimeError):  # it has no memory
             return
 
@@ -117,38 +123,48 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kind = KINDS.get(func)
         if kind is None:
             kind = KINDS[func] = kind_of(func)
+        overwritten: dict[int, Pending] = {}
         if self.deferred.pending and kind.looks:
             with private.no_torch_functions():
                 if kind.clones and (made := self.cloned(func, args, kwargs)) is not None:
                     return made
-                self.before(func, kind, args, kwargs)
-        if not kind.draws:
-            return func(*args, **kwargs)
+                overwritten = self.before(func, kind, args, kwargs)
+        try:
+            result = self.counted(func, args, kwargs) if kind.draws else func(*args, **kwargs)
+        except BaseException:
+            self.deferred.pending |= overwritten  # it was not
+            raise
+        self.deferred.replaced += sum(len(forgotten.fills) for forgotten in overwritten.values())
+        if self.coverage is not None:
+            with private.no_torch_functions():
+                self.coverage.did(func, kind.name, args, kwargs, result)
+        return result
+
+    def counted(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         before = torch.default_generator.get_state()
         result = func(*args, **kwargs)
         if kwargs.get("generator") is not None or has_moved(before):
             self.escaped[name_of(func)] += 1
         return result
 
-    def before(self, func: Any, kind: Kind, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Draw what an operation needs; forget what it overwrites."""
-        pending = self.deferred.pending
+    def before(self, func: Any, kind: Kind, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[int, Pending]:
+        """Draw what an operation needs; returns what was pending in memory that it overwrites."""
+        pending, overwritten = self.deferred.pending, {}
         if kwargs.get("device") is not None and torch.device(kwargs["device"]).type == "meta":
-            return
+            return {}
         for number, tensor in enumerate(tensors_in(args, kwargs)):
             if not plain(type(tensor)):  # who knows what it holds
                 self.early[name_of(func)] += 1
                 within((), self.deferred.do)
-                return
+                break
             if not self.deferred.touches(tensor):
                 continue
             if number == 0 and kind.overwrites and is_whole(tensor) and not overlaps(tensor, args[1:], kwargs):
-                self.deferred.forget(tensor)
+                overwritten[key_of(tensor)] = pending.pop(key_of(tensor))
                 continue
             self.early[name_of(func)] += 1
             within((), self.deferred.settle, tensor)
-            if not pending:
-                return
+        return overwritten
 
     def cloned(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
         """A copy of what is pending as a whole is pending, too."""
@@ -165,7 +181,7 @@ class Kind:
     """What an operation does, as far as it matters here."""
 
     def __init__(self, func: Any) -> None:
-        name = func.overloadpacket.__name__
+        self.name = name = name_of(func)
         self.looks = not (func.is_view or name in NO_LOOK) if func.namespace == "aten" else True
         self.overwrites = func.namespace == "aten" and name in OVERWRITES
         self.clones = func is aten.clone.default

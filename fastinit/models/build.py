@@ -1,0 +1,92 @@
+"""A model from its constructor, every parameter drawn once, by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
+
+import torch
+
+from ..drawing.deferred import key_of
+from . import origins
+from .accelerate import accelerate, seeded
+from .coverage import Coverage, check as check_coverage
+from .names import Names, has_memory, named_tensors
+
+M = TypeVar("M", bound=torch.nn.Module)
+
+
+def build(
+    make: Callable[..., M],
+    *args: Any,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    check: bool = True,
+    **kwargs: Any,
+) -> M:
+    """The model that `make(*args, **kwargs)` constructs, every parameter and buffer drawn once, by its name.
+
+    `make` is a module's class or a function that returns a module. It runs inside `accelerate`: what it initialises
+    through torch is drawn when it is done, each tensor from `Stream.named(its qualified name, seed)`, whatever the
+    order of modules, and whatever else the model has. Tied parameters are drawn once, by their first name. Copies
+    (`nn.TransformerEncoder` copies its layer) stay copies. What is used before it has a name
+    (`Parameter(torch.randn(n) * 0.02)`) is drawn by its number among the constructor's draws instead: `audit` lists it.
+
+    `device`, `dtype`: where and as what tensors are made that do not say so; None leaves torch's defaults. torch's
+    default CPU generator is seeded for the constructor, and is afterwards as it was before.
+
+    Raises `CoverageError`, with names, where nothing has written a parameter or buffer, or it has no memory (on the
+    meta device, lazy, emptied by DeepSpeed); not if `check` is false. Raises `ValueError` for a model that existed
+    before, `TypeError` for what is no module, and whatever `make` raises.
+    """
+    place = None if device is None else torch.device(device)
+    block, coverage = accelerate(), Coverage()
+    with ExitStack() as stack:
+        stack.enter_context(seeded(seed))
+        if dtype is not None:
+            stack.enter_context(default_dtype(dtype))
+        if place is not None:
+            stack.enter_context(place)
+        stack.enter_context(block)
+        stack.enter_context(block.covered(coverage))
+        model = make(*args, **kwargs)
+        block.off(finish, model, seed, block, coverage, place, check)
+    for _, tensor in named_tensors(model):
+        if has_memory(tensor):
+            origins.settle(tensor, computed=key_of(tensor) in coverage.numbered)
+    return model
+
+
+def finish(
+    model: Any,
+    seed: int,
+    block: accelerate,
+    coverage: Coverage,
+    device: torch.device | None,
+    check: bool,
+) -> None:
+    """Judge what was constructed, and give the draws that are pending their names."""
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"build takes what makes a torch.nn.Module, got {type(model).__name__} from it")
+    keys = {key_of(tensor) for _, tensor in named_tensors(model) if has_memory(tensor)}
+    if keys and not keys & (coverage.seen.keys() | block.deferred.pending.keys()):
+        raise ValueError(
+            f"this {type(model).__name__} existed before build was called: give build what makes it (its class, not an "
+            "object); or initialise it anew, by with fastinit.accelerate(model, seed=seed): model.init_weights()"
+        )
+    if check:
+        check_coverage(model, coverage.problems(model, device))
+    block.deferred.renamed = Names(model, seed)
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Within the context tensors are made with this dtype where nothing says another (in all threads)."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
