@@ -18,12 +18,12 @@ from torch.nn.init import trunc_normal_, xavier_normal_
 
 import fastinit
 from fastinit.commands import compare, limit
+from fastinit.initialisers.table import NAMES
 from fastinit.kernels.cpu import helpers
 from fastinit.kernels.dtypes import FORMATS
 from fastinit.laws import Normal, TruncNormal, Uniform, judge as judging
 from fastinit.laws.judge import ks_bound, ks_distance, moments
-from fastinit.models import record as recorder
-from fastinit.models.record import ResetError, record
+from fastinit.models.record import Call, call_of, record
 
 SEED = 20260101  # of every statistical test: a failure means that the code changed
 RANDOM = ("uniform_", "normal_", "trunc_normal_", "xavier_uniform_", "xavier_normal_", "kaiming_uniform_",
@@ -31,28 +31,31 @@ RANDOM = ("uniform_", "normal_", "trunc_normal_", "xavier_uniform_", "xavier_nor
 hidden = functools.partial(nn.init.xavier_uniform_, gain=2.0)  # where no search of modules finds it
 
 
-class Resets(nn.Module):
-    """Parameters a, b, ... of one shape, and a `reset_parameters` to try out."""
+class Made(nn.Module):
+    """Parameters a, b, ... of one shape, and what a constructor may do with them."""
 
-    def __init__(self, reset, shape=(6, 4), names="a"):
+    def __init__(self, initialise, shape=(6, 4), names="a"):
         super().__init__()
         for name in names:
             self.register_parameter(name, nn.Parameter(torch.zeros(shape)))
-        self.reset = reset
-
-    def reset_parameters(self):
-        self.reset(self)
+        with torch.no_grad():
+            initialise(self)
 
 
-def recorded(reset, **settings):
-    """Names and arguments of what a reset did, by parameter."""
-    return {name: (call.initialiser, call.arguments) for name, call in record(Resets(reset, **settings)).items()}
+def calls_of(initialise, **settings):
+    """What initialised each parameter."""
+    return record(lambda: Made(initialise, **settings))[1]
+
+
+def recorded(initialise, **settings):
+    """Names and arguments of that."""
+    return {name: (call.initialiser, call.arguments) for name, call in calls_of(initialise, **settings).items()}
 
 
 # --- recording ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", recorder.NAMES)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_initialiser_is_recorded_under_its_own_name(name):
     """The outermost call counts: kaiming_uniform_ is not uniform_, orthogonal_ not normal_."""
     arguments = {"constant_": {"val": 2.0}, "sparse_": {"sparsity": 0.5}}.get(name, {})
@@ -64,34 +67,30 @@ def test_every_initialiser_is_recorded_under_its_own_name(name):
 
 
 @pytest.mark.parametrize(
-    ("reset", "expected"),
+    ("initialise", "expected"),
     [
         (lambda m: nn.init.normal_(m.a, std=0.5), ("normal_", {"mean": 0.0, "std": 0.5})),
         (lambda m: xavier_normal_(m.a), ("xavier_normal_", {"gain": 1.0})),
+        (lambda m: hidden(m.a), ("xavier_uniform_", {"gain": 2.0})),
         (lambda m: trunc_normal_(m.a, std=0.5), ("trunc_normal_", {"mean": 0.0, "std": 0.5, "a": -2.0, "b": 2.0})),
         (lambda m: m.a.data.normal_(1.0, std=0.5), ("normal_", {"mean": 1.0, "std": 0.5})),
-        (lambda m: m.a.normal_(), ("normal_", {})),
+        (lambda m: m.a.normal_(), ("normal_", {"mean": 0.0, "std": 1.0})),
         (lambda m: m.a.data.uniform_(-2, 3), ("uniform_", {"a": -2, "b": 3})),
-        (lambda m: m.a.data.uniform_(to=3.0), ("uniform_", {"b": 3.0})),
+        (lambda m: m.a.data.uniform_(to=3.0), ("uniform_", {"a": 0.0, "b": 3.0})),
         (lambda m: m.a.data.fill_(3.0), ("constant_", {"val": 3.0})),
         (lambda m: torch.fill_(m.a.data, value=3.0), ("constant_", {"val": 3.0})),
         (lambda m: m.a.detach().zero_(), ("zeros_", {})),
         (lambda m: m.a.data.view(-1).zero_().requires_grad_(False), ("zeros_", {})),
         (lambda m: fastinit.xavier_normal_(m.a, gain=2.0), ("xavier_normal_", {"gain": 2.0})),
+        (lambda m: setattr(m, "a", nn.Parameter(torch.randn(6, 4))), ("normal_", {"mean": 0.0, "std": 1.0})),
     ],
 )
-def test_calls_are_recorded_however_they_are_made(reset, expected):
-    assert recorded(reset)["a"] == expected
-
-
-def test_a_function_that_no_module_holds_is_recorded_as_what_it_does_to_the_tensor():
-    name, arguments = recorded(lambda m: hidden(m.a))["a"]
-    assert name == "uniform_"
-    assert arguments["b"] == pytest.approx(2 * math.sqrt(6 / 10))
+def test_calls_are_recorded_however_they_are_made(initialise, expected):
+    assert recorded(initialise)["a"] == expected
 
 
 @pytest.mark.parametrize(
-    "reset",
+    "initialise",
     [
         lambda m: None,
         lambda m: m.a.data[:3].normal_(),  # a part
@@ -100,21 +99,52 @@ def test_a_function_that_no_module_holds_is_recorded_as_what_it_does_to_the_tens
         lambda m: nn.init.normal_(m.a).mul_(2.0),  # changed afterwards
         lambda m: (nn.init.normal_(m.a), m.a.data.__itruediv__(2.0)),
         lambda m: (nn.init.normal_(m.a), setattr(m.a, "data", torch.ones(6, 4))),  # moved away
+        lambda m: fastinit.xavier_normal_(m.a, layout="io"),  # no call of torch.nn.init's
     ],
 )
-def test_no_law_is_made_up(reset):
-    assert recorded(reset) == {}
+def test_no_law_is_made_up(initialise):
+    assert recorded(initialise) == {}
 
 
-def test_the_last_call_counts_and_parents_come_after_children():
-    outer = Resets(lambda m: nn.init.uniform_(m.child.a), names="b")
-    outer.child = Resets(lambda m: (nn.init.normal_(m.a), nn.init.zeros_(m.b)), names="ab")
-    found = {name: call.initialiser for name, call in record(outer).items()}
-    assert found == {"child.a": "uniform_", "child.b": "zeros_"}
+def test_what_was_changed_since_has_no_law():
+    module, calls = record(lambda: nn.Linear(3, 4))
+    assert calls
+    with torch.no_grad():
+        module.weight.mul_(2)
+    assert call_of("weight", module.weight) is None
+    assert call_of("bias", module.bias) is not None
 
 
-def test_transformer_layers_are_recorded_as_torch_resets_them():
-    found = record(nn.MultiheadAttention(8, 2))
+class Block(nn.Module):
+    """As in nanoGPT: the model applies its own law after its layers have applied theirs."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(20, 80), nn.Linear(80, 20, bias=False)
+        self.table = nn.Embedding(50, 20)
+        self.apply(self._init_weights)
+        for name, parameter in self.named_parameters():
+            if name.endswith("down.weight"):
+                torch.nn.init.normal_(parameter, mean=0.0, std=0.02 / math.sqrt(24))
+
+    def _init_weights(self, module):
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            torch.nn.init.normal_(module.weight, mean=0.0, std=0.02)
+            if getattr(module, "bias", None) is not None:
+                torch.nn.init.zeros_(module.bias)
+
+
+def test_a_model_s_own_law_counts_not_its_layers():
+    _, calls = record(Block)
+    found = {name: (call.initialiser, call.arguments.get("std")) for name, call in calls.items()}
+    assert found == {
+        "up.weight": ("normal_", 0.02), "up.bias": ("zeros_", None), "down.weight": ("normal_", 0.02 / math.sqrt(24)),
+        "table.weight": ("normal_", 0.02),
+    }  # fmt: skip
+
+
+def test_transformer_layers_are_recorded_as_they_are_made():
+    _, found = record(lambda: nn.MultiheadAttention(8, 2))
     assert {name: call.initialiser for name, call in found.items()} == {
         "in_proj_weight": "xavier_uniform_", "in_proj_bias": "constant_",
         "out_proj.weight": "kaiming_uniform_", "out_proj.bias": "constant_",
@@ -122,21 +152,24 @@ def test_transformer_layers_are_recorded_as_torch_resets_them():
 
 
 def test_tied_parameters_count_once():
-    module = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
-    module[1].weight = module[0].weight
-    assert list(record(module)) == ["0.weight"]
+    def make():
+        module = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
+        module[1].weight = module[0].weight
+        return module
+
+    assert list(record(make)[1]) == ["0.weight"]
 
 
 def test_parameters_without_memory_are_left_alone():
-    module = nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 3, device="meta"), nn.Linear(2, 2))
-    assert list(record(module)) == ["2.weight", "2.bias"]
+    make = lambda: nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 3, device="meta"), nn.Linear(2, 2))  # noqa: E731
+    assert list(record(make)[1]) == ["2.weight", "2.bias"]
 
 
-def test_a_reset_that_fails_is_named_and_everything_is_put_back():
-    before = [getattr(nn.init, name) for name in recorder.NAMES]
-    with pytest.raises(ResetError, match=r"Resets\.reset_parameters\(\) raised ZeroDivisionError"):
-        record(Resets(lambda m: 1 / 0))
-    assert [getattr(nn.init, name) for name in recorder.NAMES] == before
+def test_a_constructor_that_fails_is_heard_and_everything_is_put_back():
+    before = [getattr(nn.init, name) for name in NAMES]
+    with pytest.raises(ZeroDivisionError):
+        record(lambda: Made(lambda m: 1 / 0))
+    assert [getattr(nn.init, name) for name in NAMES] == before
     assert trunc_normal_ is nn.init.trunc_normal_
     assert not torch.overrides._get_current_function_mode_stack()
 
@@ -241,7 +274,7 @@ def test_moments_are_those_of_all_tensors_together(monkeypatch):
 def test_the_law_of_a_call_is_the_law_of_what_torch_draws(name):
     """Judged on torch's own samples, so that a wrong formula here cannot agree with itself."""
     for arguments in ({}, ARGUMENTS[name]):
-        call = next(iter(record(Resets(lambda m, a=arguments: getattr(nn.init, name)(m.a, **a), (300, 200))).values()))
+        call = calls_of(lambda m, a=arguments: getattr(nn.init, name)(m.a, **a), shape=(300, 200))["a"]
         law = compare.law_of(call)
         assert ks_distance(call.tensor.flatten(), law) <= ks_bound(call.tensor.numel())
         assert ks_distance(call.tensor.flatten() * 1.05, law) > ks_bound(call.tensor.numel())
@@ -259,18 +292,20 @@ ARGUMENTS = {
 
 
 def test_fans_are_those_of_the_view_that_was_given():
-    call = record(Resets(lambda m: nn.init.kaiming_normal_(m.a.t())))["a"]
+    call = calls_of(lambda m: nn.init.kaiming_normal_(m.a.t()))["a"]
     assert compare.law_of(call).std == pytest.approx(math.sqrt(2 / 6))  # rows count, not columns
 
 
 @pytest.mark.parametrize("reset", [lambda m: nn.init.orthogonal_(m.a), lambda m: nn.init.normal_(m.a, std=0.0)])
 def test_no_law_to_judge_by(reset):
-    assert compare.law_of(record(Resets(reset))["a"]) is None
+    assert compare.law_of(calls_of(reset)["a"]) is None
 
 
 def test_groups_share_initialiser_dtype_and_law():
-    module = nn.Sequential(nn.Linear(9, 5), nn.Linear(9, 7), nn.Linear(9, 5).double(), nn.LayerNorm(5))
-    groups = compare.grouped(record(module).values())
+    make = lambda: nn.Sequential(  # noqa: E731
+        nn.Linear(9, 5), nn.Linear(9, 7), nn.Linear(9, 5, dtype=torch.float64), nn.LayerNorm(5)
+    )
+    groups = compare.grouped(record(make)[1].values())
     assert {(group.initialiser, len(group.calls), group.elements, group.constant) for group in groups} == {
         ("kaiming_uniform_", 2, 108, None), ("kaiming_uniform_", 1, 45, None), ("uniform_", 2, 12, None),
         ("uniform_", 1, 5, None), ("ones_", 1, 5, 1.0), ("zeros_", 1, 5, 0.0),
@@ -283,9 +318,15 @@ def small() -> nn.Module:
 
 
 def test_compare_replays_each_law_with_both():
-    module = small()
-    module.register_parameter("scale", nn.Parameter(torch.full((3,), 7.0)))
-    found = compare.compare(module, seed=SEED, repeat=2)
+    made = []
+
+    def make():
+        made.append(small())
+        made[0].register_parameter("scale", nn.Parameter(torch.full((3,), 7.0)))
+        return made[0]
+
+    found = compare.compare(make, seed=SEED, repeat=2)
+    (module,) = made
     assert {row.group.initialiser for row in found.rows} == {
         "normal_", "kaiming_uniform_", "uniform_", "ones_", "zeros_", "constant_"
     }  # fmt: skip
@@ -308,8 +349,8 @@ def test_compare_replays_each_law_with_both():
 def test_what_is_timed_in_one_batch_is_drawn_in_one(monkeypatch):
     done = []
     run = helpers.run
-    module = small()
-    groups = compare.grouped(record(module).values())
+    module, calls = record(small)
+    groups = compare.grouped(calls.values())
     compare.draw_together(groups)
     monkeypatch.setattr(helpers, "run", lambda rows, number, *rest: done.append(number) or run(rows, number, *rest))
     torch.manual_seed(4)
@@ -336,7 +377,7 @@ def test_stores_alone_write_all_and_nothing_else():
 
 
 def test_compare_is_repeatable():
-    first, second = (compare.compare(small(), seed=3, repeat=1) for _ in range(2))
+    first, second = (compare.compare(small, seed=3, repeat=1) for _ in range(2))
     for one, other in zip(first.rows, second.rows, strict=True):
         for side in compare.SIDES:
             assert torch.equal(one.observed[side].sample, other.observed[side].sample)
@@ -346,14 +387,14 @@ def test_compare_sees_a_wrong_law(monkeypatch):
     """The twin: a fastinit whose uniform_ is a twentieth too wide."""
     draw = fastinit.init.uniform_
     monkeypatch.setattr(fastinit.init, "uniform_", lambda tensor, a, b: draw(tensor, 1.05 * a, 1.05 * b))
-    found = compare.compare(nn.Linear(1, 100_000), repeat=1)
+    found = compare.compare(lambda: nn.Linear(1, 100_000), repeat=1)
     assert [row.group.initialiser for row in found.failures] == ["uniform_"]
     assert found.failures[0].observed["torch"].passes
 
 
 def test_compare_sees_what_was_not_written(monkeypatch):
     monkeypatch.setattr(fastinit.init, "uniform_", lambda tensor, a, b: tensor)
-    found = compare.compare(nn.Linear(8, 8), repeat=1)
+    found = compare.compare(lambda: nn.Linear(8, 8), repeat=1)
     assert [row.group.initialiser for row in found.failures] == ["uniform_"]
 
 
@@ -365,7 +406,7 @@ def test_passes_make_up_a_second_within_limits():
 def test_temporaries_are_seen_in_the_peak_of_memory(monkeypatch):
     copying = types.SimpleNamespace(normal_=lambda tensor, mean, std: tensor.copy_(torch.randn(tensor.shape)))
     monkeypatch.setitem(compare.SIDES, "torch", copying)
-    groups = compare.grouped(record(Resets(lambda m: nn.init.normal_(m.a), (1 << 23,))).values())
+    groups = compare.grouped(calls_of(lambda m: nn.init.normal_(m.a), shape=(1 << 23,)).values())
     compare.prepare(groups)
     with torch.no_grad():
         extra = {side: compare.watched(groups, side, 0, lambda: None)[0] for side in compare.SIDES}
@@ -375,7 +416,7 @@ def test_temporaries_are_seen_in_the_peak_of_memory(monkeypatch):
 
 def test_a_sample_of_a_large_group_comes_from_all_columns():
     """The step through the tensor is odd, so no column of a kernel's block of 64 is always left out."""
-    call = recorder.Call("a", "uniform_", torch.arange(4.0e6), {"a": 0.0, "b": 4.0e6})
+    call = Call("a", "uniform_", torch.arange(4.0e6), {"a": 0.0, "b": 4.0e6})
     sample = compare.observe(compare.grouped([call])[0]).sample
     assert 500_000 < sample.numel() <= compare.SAMPLE
     assert len((sample % 64).unique()) == 64

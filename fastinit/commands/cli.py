@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     compare = commands.add_parser(
         "compare",
         help="torch.nn.init against fastinit on a module of yours: time, memory, statistics",
-        description="Replays the initialisers that a module's reset_parameters calls, with torch.nn.init and with "
+        description="Replays the initialisers that a module's construction calls, with torch.nn.init and with "
         "fastinit. Exits with 1 if a sample of fastinit's does not fit its law.",
         epilog=f"example: {EXAMPLE}",
     )
@@ -85,22 +85,15 @@ def positive(text: str) -> int:
 
 
 def run_compare(arguments: argparse.Namespace) -> int:
-    from ..models.record import ResetError
     from .compare import compare
     from .table import new_console, show
 
     settings = dict(setting(text) for text in arguments.set)
     draw_picture = picture_drawer(arguments.plot) if arguments.plot is not None else None
-    torch.manual_seed(arguments.seed)
-    module = built(arguments.target, settings)
-    try:
-        comparison = compare(module, seed=arguments.seed, repeat=arguments.repeat)
-    except ResetError as error:
-        raise Misuse(f"{arguments.target}: {one_line(error)}; compare needs it to run without arguments") from error
+    make = functools.partial(built, arguments.target, settings)
+    comparison = compare(make, seed=arguments.seed, repeat=arguments.repeat)
     if not comparison.rows:
-        raise Misuse(
-            f"{arguments.target}: no reset_parameters fills a parameter, one with memory, by a single initialiser call"
-        )
+        raise Misuse(f"{arguments.target}: none of its parameters is what a single call of an initialiser made it")
     show(comparison, arguments.target, new_console())
     if draw_picture is not None:
         draw_picture(comparison, arguments.target)

@@ -1,6 +1,6 @@
 """torch.nn.init against fastinit on a module's own parameters: how long, how much memory, and is it the right law?
 
-`compare` records what the module's `reset_parameters` calls, and replays the last call of each parameter with both, in
+`compare` records what the module's construction calls, and replays the last call of each parameter with both, in
 place, in turns, on memory that no cache holds: call by call, and fastinit's once more in one batch. Samples are judged
 by the law that the call promises, never by each other.
 """
@@ -28,11 +28,12 @@ from ..drawing.batch import batch
 from ..drawing.fill import fill
 from ..drawing.route import outside_contract
 from ..drawing.streams import Stream
+from ..drawing.tell import quiet
 from ..initialisers import table
 from ..kernels.dtypes import FORMATS
 from ..laws import Law, Normal
 from ..laws.judge import Observed, ks_distance, moments
-from ..models.record import Call, drawn_by_torch, record
+from ..models.record import Call, record
 from . import limit
 
 SIDES: dict[str, Any] = {"torch": torch.nn.init, "fastinit": init}
@@ -96,14 +97,15 @@ class Comparison:
         return [row for row in self.rows if not row.observed["fastinit"].passes]
 
 
-def compare(module: torch.nn.Module, *, seed: int = 0, repeat: int | None = None) -> Comparison:
-    """Record, replay and judge. The module's parameters are overwritten.
+def compare(make: Callable[[], torch.nn.Module], *, seed: int = 0, repeat: int | None = None) -> Comparison:
+    """Record what `make` does, replay it on the module that it returns, and judge.
 
     `repeat` is the number of timed passes, by default as many as a stable median takes. Before them one pass of
-    each side, not timed, is watched for its memory and judged. Raises `record.ResetError`.
+    each side, not timed, is watched for its memory and judged. Raises what `make` raises.
     """
     torch.manual_seed(seed)
-    calls = record(module)
+    with quiet():  # what there is to say about engines, the report says
+        module, calls = record(make)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's, which the recording has shown
         groups = grouped(calls.values())
@@ -207,6 +209,16 @@ def passes_for(seconds: float) -> int:
     """How many passes, of this many seconds each, make a stable median."""
     least, most = PASSES
     return max(least, min(most, math.ceil(LONG_ENOUGH / seconds))) if seconds > 0 else most
+
+
+def drawn_by_torch(function: Callable[..., Any], tensor: Any, **arguments: Any) -> Any:
+    """A call of torch.nn.init's; where torch has no kernel for the dtype (float8), for a float32 twin, then rounded."""
+    try:
+        return function(tensor, **arguments)
+    except NotImplementedError:
+        if not isinstance(tensor, Tensor) or tensor.dtype not in FORMATS:
+            raise
+    return tensor.copy_(function(torch.empty_like(tensor, dtype=torch.float32), **arguments))
 
 
 def draw(group: Group, side: str) -> None:

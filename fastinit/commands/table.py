@@ -54,8 +54,11 @@ def show(comparison: Comparison, title: str, console: Console) -> None:
     if any(row.group.law is not None and row.group.calls[0].tensor.dtype.itemsize == 1 for row in comparison.rows):
         line("torch draws no float8: its samples there are float32 ones, rounded by a copy", "dim")
     if comparison.without_law:
-        have = "has" if comparison.without_law == 1 else "have"
-        line(f"{plural(comparison.without_law, 'parameter')} {have} no reset_parameters law, left as constructed")
+        one = comparison.without_law == 1
+        line(
+            f"{plural(comparison.without_law, 'parameter')} {'is' if one else 'are'} not what a single call of an "
+            "initialiser made: left as constructed"
+        )
     line(
         f"KS: greatest distance from the law's distribution function, of at most {SAMPLE:,} elements; "
         f"each fails for one true sample in {1 / ALPHA:,.0f}",

@@ -161,15 +161,37 @@ def serve(
                 batch.fill(plan, tensor, address, count, seed, stream_id)
             return target
     if not address:
-        if (block := batch.seeing()) is not None:
-            block.deferred.source = Source(name, values, generator is None and stream is None, layout)
-            return block.off(serve, name, target, values, generator, fast, stream, layout, shaped, elsewhere)  # type: ignore[no-any-return]
-        if isinstance(target, LISTS):
-            return serve_list(name, target, values, generator, fast, stream, layout, shaped, elsewhere)
-    by = KERNELS if address else way(tensor, generator, fast, stream, obeyed, layout, dtypes)
-    act = draw if address or not in_graph() else record
-    result, law, engine = act(name, by, tensor, values, generator, stream, layout, instead)
+        return serve_carefully(name, target, values, generator, fast, stream, layout, shaped, elsewhere)
+    result, law, engine = draw(name, KERNELS, tensor, values, generator, stream, layout, instead)
     remember(key, tensor, law, engine)
+    return cast("T", result)
+
+
+def serve_carefully(
+    name: str,
+    target: T,
+    values: tuple[Any, ...],
+    generator: torch.Generator | None,
+    fast: bool | None,
+    stream: Any,
+    layout: Layout,
+    shaped: bool,
+    elsewhere: Elsewhere | None,
+) -> T:
+    """Serve a call about which something needs a second look."""
+    result: Any
+    if (block := batch.seeing()) is not None:
+        block.deferred.source = Source(name, values, generator is None and stream is None, layout)
+        result = block.off(serve, name, target, values, generator, fast, stream, layout, shaped, elsewhere)
+    elif isinstance(target, LISTS):
+        result = serve_list(name, target, values, generator, fast, stream, layout, shaped, elsewhere)
+    else:
+        obeyed, instead = elsewhere or (name, None)
+        dtypes = FORMATS if elsewhere is None else DTYPES.get(name, FORMATS)
+        tensor: Any = target
+        by = way(tensor, generator, fast, stream, obeyed, layout, dtypes)
+        act = record if in_graph() else draw
+        result, _, _ = act(name, by, tensor, values, generator, stream, layout, instead)
     return cast("T", result)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, UntypedStorage
 from ..drawing import flags, torch_private as private
 from ..drawing.batch import Watched, settle, within
 from ..drawing.deferred import Deferred, Fill, Source
-from ..drawing.route import TORCH, way
+from ..drawing.route import TORCH, decided_by_others, outside_contract, way
 from ..drawing.streams import Stream
 from ..init import dirac_, eye_, orthogonal_, sparse_
 from ..initialisers import constants
@@ -203,8 +203,8 @@ class accelerate:
         name, tensor, values, generator = call
         self.deferred.source = Source(name, values, generator is None)
         by_torch = functools.partial(self.by_torch, call, torchs)
-        if name in ("constant_", "zeros_"):
-            value = values[0] if values else 0
+        if name in ("constant_", "ones_", "zeros_"):
+            value = values[0] if values else int(name == "ones_")
             done = type(value) in (int, float) and constants.fill(None, tensor, value)
             return tensor if done else by_torch()
         if name in MATRICES:
@@ -212,10 +212,22 @@ class accelerate:
                 return by_torch()
             return MATRICES[name](tensor, *values, generator)
         if name in PATTERNS:
-            return PATTERNS[name](tensor, *values)
+            self.write_pattern(call)
+            return tensor
         if name == "bernoulli_" and isinstance(values[0], Tensor):
             return bernoulli_(tensor, values[0], generator)
         return serve(name, tensor, values, generator, None, None, None, name in OF_SHAPES, Elsewhere(None, by_torch))
+
+    def write_pattern(self, call: Call) -> None:
+        """Have a pattern written later; what is out of the ordinary at once."""
+        name, tensor, values, _ = call
+        write = PATTERNS[name]
+        if decided_by_others(name, tensor) or outside_contract(tensor, (tensor.dtype,)) or tensor.is_inference():
+            write(tensor, *values)
+            return
+        write(torch.empty_like(tensor, device="meta"), *values)  # for torch's errors
+        private.increment_version((tensor,))
+        self.deferred.add(tensor, lambda out, _: write(out, *values), 0, 0)
 
 
 def is_seen() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ from . import origins
 from .accelerate import accelerate, seeded
 from .coverage import Coverage, check as check_coverage
 from .names import Names, has_memory, named_tensors
+from .report import Report
 
 M = TypeVar("M", bound=torch.nn.Module)
 
@@ -42,32 +44,39 @@ def build(
     before, `TypeError` for what is no module, and whatever `make` raises.
     """
     place = None if device is None else torch.device(device)
-    block, coverage = accelerate(), Coverage()
+
+    def finish(model: M, block: accelerate, coverage: Coverage) -> None:
+        judge(model, block, coverage)
+        if check:
+            check_coverage(model, coverage.problems(model, place))
+        block.deferred.renamed = Names(model, seed)
+
     with ExitStack() as stack:
         stack.enter_context(seeded(seed))
         if dtype is not None:
             stack.enter_context(default_dtype(dtype))
         if place is not None:
             stack.enter_context(place)
-        stack.enter_context(block)
-        stack.enter_context(block.covered(coverage))
-        model = make(*args, **kwargs)
-        block.off(finish, model, seed, block, coverage, place, check)
-    for _, tensor in named_tensors(model):
-        if has_memory(tensor):
-            origins.settle(tensor, computed=key_of(tensor) in coverage.numbered)
+        model, _, _ = constructed(functools.partial(make, *args, **kwargs), finish)
     return model
 
 
-def finish(
-    model: Any,
-    seed: int,
-    block: accelerate,
-    coverage: Coverage,
-    device: torch.device | None,
-    check: bool,
-) -> None:
-    """Judge what was constructed, and give the draws that are pending their names."""
+def constructed(
+    make: Callable[[], M], finish: Callable[[M, accelerate, Coverage], None] = lambda *_: None
+) -> tuple[M, Coverage, Report]:
+    """What `make` returns, drawn by fastinit at its end, and all that was seen on the way. `finish` comes before."""
+    block, coverage = accelerate(), Coverage()
+    with block as report, block.covered(coverage):
+        model = make()
+        block.off(finish, model, block, coverage)
+    for _, tensor in named_tensors(model):
+        if has_memory(tensor):
+            origins.settle(tensor, computed=key_of(tensor) in coverage.numbered)
+    return model, coverage, report
+
+
+def judge(model: Any, block: accelerate, coverage: Coverage) -> None:
+    """Raise what `build` raises of what is no new model."""
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"build takes what makes a torch.nn.Module, got {type(model).__name__} from it")
     keys = {key_of(tensor) for _, tensor in named_tensors(model) if has_memory(tensor)}
@@ -76,9 +85,6 @@ def finish(
             f"this {type(model).__name__} existed before build was called: give build what makes it (its class, not an "
             "object); or initialise it anew, by with fastinit.accelerate(model, seed=seed): model.init_weights()"
         )
-    if check:
-        check_coverage(model, coverage.problems(model, device))
-    block.deferred.renamed = Names(model, seed)
 
 
 @contextmanager

@@ -94,7 +94,7 @@ class Coverage:
             elif tensor.is_meta:
                 if device is None or device.type != "meta":
                     yield name, "is on the meta device, without memory"
-            elif tensor.numel() == 0 and getattr(tensor, "ds_numel", 0):
+            elif tensor.numel() == 0 and getattr(tensor, "ds_numel", None):
                 yield name, "has no elements here: DeepSpeed ZeRO-3 has taken them to its partitions"
             elif has_memory(tensor) and key_of(tensor) in self.unwritten:
                 yield name, "was written by nothing"

@@ -75,11 +75,12 @@ CALLING: dict[str, tuple[str, ...]] = {
     "xavier_uniform_": ("gain",),
     "xavier_normal_": ("gain",),
     "kaiming_normal_": ("a", "mode", "nonlinearity"),
+    "ones_": (),
 }
 # Functions that do more: whoever imported one by name, before a wrapper stood in its place, runs torch's algorithm.
 LONGER = ("orthogonal_", "sparse_")
 CODES: dict[CodeType, str] = {originals[name].__code__: name for name in (*TELLING, *CALLING, *LONGER)}
-HELPERS = {function.__code__ for name in ("_no_grad_uniform_", "_no_grad_normal_") if (function := originals.get(name))}
+HELPERS = {originals[name].__code__ for name in ("_no_grad_uniform_", "_no_grad_normal_", "_no_grad_fill_")}
 
 
 def recognise(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], frame: FrameType) -> Call | None:
@@ -101,7 +102,7 @@ def recognise(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], f
     if name == "random_":
         bounds = bounds_of(args[1:], kwargs)
         return None if bounds is None else Call(name, tensor, bounds, generator)
-    if name in ("uniform_", "normal_") and (caller := initialiser_of(frame)) is not None:
+    if name in ("uniform_", "normal_", "fill_") and (caller := initialiser_of(frame)) is not None:
         found, variables = caller
         if found in CALLING and variables["tensor"] is tensor:
             return Call(found, tensor, tuple(variables[key] for key in CALLING[found]), generator)
@@ -162,6 +163,11 @@ MAKERS: dict[Any, Callable[..., Tensor]] = {
     **{getattr(torch, name): getattr(random, name) for name in random.__all__},
     **{getattr(Tensor, name): getattr(random, name) for name in ("bernoulli", "multinomial")},
 }
+# The initialisers that some of them are.
+LAWS: dict[str, tuple[str, tuple[float, float]]] = {
+    **dict.fromkeys(("rand", "rand_like"), ("uniform_", (0.0, 1.0))),
+    **dict.fromkeys(("randn", "randn_like"), ("normal_", (0.0, 1.0))),
+}
 # What else may draw: a `Watch` counts what torch does.
 MAY_DRAW = (
     *("dropout", "dropout1d", "dropout2d", "dropout3d", "dropout_", "alpha_dropout", "alpha_dropout_"),
@@ -208,7 +214,7 @@ def make(block: accelerate, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
     maker = MAKERS.get(func)
     if maker is None or block.opt_in:
         return func(*args, **kwargs)
-    block.deferred.source = Source(func.__name__, (), kwargs.get("generator") is None)
+    block.deferred.source = Source(*LAWS.get(func.__name__, ("", ())), kwargs.get("generator") is None)
     return block.off(maker, *args, **kwargs)
 
 
