@@ -43,6 +43,7 @@ from .init import (
     zeros_,
 )
 from .models.accelerate import accelerate
+from .models.audit import audit
 from .models.build import build
 from .samplers import bernoulli_, cauchy_, exponential_, geometric_, log_normal_, random_
 from .scaled import (
@@ -62,7 +63,7 @@ from .structured import convolution_orthogonal_, delta_orthogonal_, identity_
 __version__ = "0.1.0"
 
 __all__ = [
-    "CONTRACT", "Stream", "accelerate", "batch", "bernoulli_", "bits_", "build", "calculate_gain", "cauchy_",
+    "CONTRACT", "Stream", "accelerate", "audit", "batch", "bernoulli_", "bits_", "build", "calculate_gain", "cauchy_",
     "constant", "constant_", "convolution_orthogonal_", "delta_orthogonal_", "depth_scaled_normal_", "dirac",
     "dirac_", "exponential_", "eye", "eye_", "flag", "geometric_", "glorot_normal_", "glorot_uniform_",
     "he_normal_", "he_uniform_", "identity_", "kaiming_normal", "kaiming_normal_", "kaiming_uniform",

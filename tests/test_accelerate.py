@@ -291,7 +291,6 @@ NEEDS = {
     "dlpack": lambda t: np.from_dlpack(t.detach()).copy(),
     "to_dlpack": lambda t: torch.from_dlpack(torch.utils.dlpack.to_dlpack(t.detach())).clone(),
     "share_memory_": lambda t: t.share_memory_(),
-    "deepcopy": lambda t: copy.deepcopy(t),
     "pickle": lambda t: pickle.loads(pickle.dumps(t)),
     "save": lambda t: torch.load(saved(t), weights_only=True),
     "resize_": lambda t: t.resize_(20, 30).clone(),
@@ -355,7 +354,7 @@ HARMLESS = {
     "Parameter": lambda t: nn.Parameter(t),
     "module": lambda t: setattr(nn.Linear(30, 40, device="meta"), "weight", nn.Parameter(t)),
     "overwritten": lambda t: t.copy_(torch.ones(SHAPE)),
-    "copied": lambda t: t.clone(),
+    "copied": lambda t: (t.clone(), copy.deepcopy(t), torch.empty(SHAPE).copy_(t)),
     "chunks": lambda t: (t.chunk(3), t.split(5), t.unbind(0), torch.split(t, 7)),
 }
 
@@ -383,6 +382,24 @@ def test_a_copy_of_what_is_pending_is_pending_and_the_same():
     assert (copied[3] == 0).all()
     assert copied.min() < -0.1 < source.min()
     assert not report.early
+
+
+def test_a_copy_into_another_tensor_is_pending_too():
+    online, target = nn.Linear(30, 40), nn.Linear(30, 40)
+    with accelerate() as report:
+        online.reset_parameters()
+        nn.init.ones_(target.weight)
+        target.load_state_dict(online.state_dict())
+        assert not report.early
+    assert same_bits(online.weight.detach(), target.weight.detach())
+    assert target.weight.std() > 0.05
+    assert not report.early
+    array = target.weight.detach().numpy()
+    with accelerate():
+        online.reset_parameters()
+        target.load_state_dict(online.state_dict())
+        assert np.array_equal(array, target.weight.detach().numpy())  # whose address is known
+    assert same_bits(online.weight.detach(), torch.from_numpy(array))
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])

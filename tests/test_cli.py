@@ -321,5 +321,5 @@ def test_importing_fastinit_imports_nothing_for_the_command():
     for name in ("rich", "tqdm", "matplotlib", "numba", "llvmlite", "triton"):
         assert f"'{name}'" not in shown
     assert "'fastinit.laws'" in shown  # as it would be written
-    for name in ("commands", "models.audit", "models.record", "laws.judge"):
+    for name in ("commands", "models.record", "models.show", "laws.judge"):
         assert f"'fastinit.{name}" not in shown

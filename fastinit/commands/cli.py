@@ -1,12 +1,14 @@
-"""The command `fastinit`: compare, doctor, warmup."""
+"""The command `fastinit`: compare, audit, doctor, warmup."""
 
 from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import functools
 import importlib
 import io
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -49,12 +51,27 @@ def parser() -> argparse.ArgumentParser:
         "fastinit. Exits with 1 if a sample of fastinit's does not fit its law.",
         epilog=f"example: {EXAMPLE}",
     )
-    compare.add_argument("target", metavar="MODULE:CALLABLE", help="what to call for the module, as torch.nn:Linear")
-    compare.add_argument("--set", nargs="+", action="extend", default=[], metavar="K=V", help="its arguments, by name")
-    compare.add_argument("--plot", metavar="FILE", help="write a picture, report.png for one")
-    compare.add_argument("--seed", type=seed, default=0, help="for torch.manual_seed (0)")
     compare.add_argument("--repeat", type=positive, metavar="N", help="timed passes (enough for a stable median)")
     compare.set_defaults(run=run_compare)
+    audit = commands.add_parser(
+        "audit",
+        help="what is in a module's parameters, beside what its initialisers promise",
+        description="Constructs a module, each parameter drawn by its name as fastinit.build does, and looks at every "
+        "one. Exits with 1 if something is wrong with one.",
+        epilog="example: fastinit audit transformers:GPT2LMHeadModel --set 'config=transformers:GPT2Config(n_layer=2)'",
+    )
+    for command in (compare, audit):
+        command.add_argument(
+            "target", metavar="MODULE:CALLABLE", help="what to call for the module, as torch.nn:Linear"
+        )
+        command.add_argument(
+            "--set", nargs="+", action="extend", default=[], metavar="K=V",
+            help="its arguments, by name; an object as K=MODULE:CALLABLE(NAME=VALUE, ...)",
+        )  # fmt: skip
+        command.add_argument("--plot", metavar="FILE", help="write a picture, report.png for one")
+        command.add_argument("--seed", type=seed, default=0, help="for torch.manual_seed and streams (0)")
+    audit.add_argument("--json", metavar="FILE", help="write the table as JSON")
+    audit.set_defaults(run=run_audit)
     doctor = commands.add_parser("doctor", help="engines, processor, threads, cache, and why something is slow")
     doctor.set_defaults(run=run_doctor)
     warmup = commands.add_parser("warmup", help="compile kernels of the CPU engine and keep them on disk")
@@ -100,18 +117,68 @@ def run_compare(arguments: argparse.Namespace) -> int:
     return FAILED if comparison.failures else OK
 
 
+# --- audit -------------------------------------------------------------------------------------
+
+
+def run_audit(arguments: argparse.Namespace) -> int:
+    from ..models.audit import audit
+    from ..models.build import constructed_by_name
+    from .table import new_console
+
+    settings = dict(setting(text) for text in arguments.set)
+    if arguments.plot is not None:
+        picture_drawer(arguments.plot)  # or an error now, before the work
+    if arguments.json is not None and not Path(arguments.json).absolute().parent.is_dir():
+        raise Misuse(f"--json {arguments.json}: its folder does not exist")
+    model, problems, report = constructed_by_name(
+        functools.partial(built, arguments.target, settings), seed=arguments.seed
+    )
+    found = audit(model, problems=problems)
+    console = new_console()
+    console.print(found)
+    for name, count in report.escaped.items():
+        console.print(f"drawn by torch: {name}, {count} times", soft_wrap=True)
+    if arguments.plot is not None:
+        found.plot(arguments.plot)
+    if arguments.json is not None:
+        Path(arguments.json).write_text(found.to_json(), encoding="utf-8")
+    return FAILED if found.errors else OK
+
+
+# --- a module from the command line ------------------------------------------------------------
+
+
 def setting(text: str) -> tuple[str, Any]:
-    """`name=value`, the value a Python literal, a dtype such as torch.bfloat16, or else the string itself."""
+    """`name=value`: a Python literal, a dtype such as torch.bfloat16, `MODULE:CALLABLE(...)`, or the string itself."""
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
         raise Misuse(f"--set takes name=value, as d_model=256; got {text!r}")
     dtype = getattr(torch, value.removeprefix("torch."), None) if value.startswith("torch.") else None
     if isinstance(dtype, torch.dtype):
         return name, dtype
-    try:
+    with contextlib.suppress(ValueError, SyntaxError):
         return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value
+    return name, made(value) if re.fullmatch(r"[\w.]+:[\w.]+\(.*\)", value, re.DOTALL) else value
+
+
+def made(text: str) -> Any:
+    """The object of `MODULE:CALLABLE(name=value, ...)`, whose values are Python literals. Raises `Misuse`."""
+    target, _, _ = text.partition("(")
+    module_name, _, path = target.partition(":")
+    try:
+        call = ast.parse(f"{path}{text[len(target) :]}", mode="eval").body
+        if not isinstance(call, ast.Call):
+            raise ValueError
+        arguments = [ast.literal_eval(argument) for argument in call.args]
+        named = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except (ValueError, SyntaxError) as error:
+        raise Misuse(f"expected MODULE:CALLABLE(NAME=VALUE, ...) with Python literals, got {text!r}") from error
+    try:
+        return found(f"{module_name}:{path}")(*arguments, **named)
+    except Exception as error:
+        if isinstance(error, Misuse):
+            raise
+        raise Misuse(f"{text} raised {type(error).__name__}: {one_line(error)}") from error
 
 
 def built(target: str, settings: dict[str, Any]) -> torch.nn.Module:

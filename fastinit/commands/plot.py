@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from matplotlib.figure import Figure
 
 from ..laws import Law
+from ..models.picture import why_not as why_not
 from .compare import SIDES, Comparison, Row
 from .table import circumstances, shapes, times
 
@@ -28,16 +28,6 @@ LOGARITHMIC_FROM = 30.0  # times between the shortest and the longest bar
 class Bar(NamedTuple):
     label: str
     seconds: dict[str, float]
-
-
-def why_not(path: str) -> str | None:
-    """Why no picture can be written there; None if it can."""
-    suffix = Path(path).suffix
-    if suffix.removeprefix(".").lower() not in Figure().canvas.get_supported_filetypes():
-        return f"matplotlib writes no {suffix or 'files without a suffix'}; expected .png, .pdf or .svg"
-    if not Path(path).absolute().parent.is_dir():
-        return "its folder does not exist"
-    return "it is a folder" if Path(path).is_dir() else None
 
 
 def draw(path: str, comparison: Comparison, title: str) -> None:

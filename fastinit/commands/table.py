@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ import torch
 from ..drawing import engines
 from ..kernels.dtypes import name_of
 from ..laws.judge import ALPHA, Observed
+from ..models.show import DASH, number, plural
 from .compare import SAMPLE, SIDES, Comparison, Group, Row
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 WIDTH = 132  # of a report that goes to a file
-DASH = "-"
 
 
 class Column(NamedTuple):
@@ -89,8 +88,8 @@ def table(columns: Sequence[Column], gap: int) -> Table:
     from rich.table import Table
 
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, gap, 0, 0), show_footer=True, footer_style="bold")
-    for number, column in enumerate(columns):
-        shown.add_column(column.header, column.footer, justify="left" if number < 2 else "right")
+    for place, column in enumerate(columns):
+        shown.add_column(column.header, column.footer, justify="left" if place < 2 else "right")
     for cells in zip(*(column.cells for column in columns), strict=True):
         shown.add_row(*cells)
     return shown
@@ -171,13 +170,6 @@ def verdict(drawn: Observed, console: Console) -> str:
     return f"{drawn.distance:.2g} [{'green' if drawn.passes else 'bold red'}]{mark}[/]"
 
 
-def number(value: float, scale: float = 0.0) -> str:
-    """Three digits; beside a `scale`, none finer than a millionth of it."""
-    if abs(value) < 1e-6 * scale:
-        return "0"
-    return DASH if math.isnan(value) else f"{value:.3g}"
-
-
 def seconds(value: float) -> str:
     """A time in the unit that suits it."""
     for unit, size in (("s", 1.0), ("ms", 1e-3)):
@@ -193,10 +185,6 @@ def times(slow: float, fast: float) -> str:
 
 def how_much_faster(slow: float, fast: float) -> str:
     return f"{slow / fast:.1f} times faster" if fast <= slow else f"{fast / slow:.1f} times slower"
-
-
-def plural(number: int, one: str, many: str | None = None) -> str:
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def rate(size: int, time: float) -> str:

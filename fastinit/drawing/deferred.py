@@ -211,12 +211,16 @@ class Deferred:
             found.owner, found.version = weakref.ref(owner), owner._version
 
     def copy(self, tensor: Tensor, made: Tensor) -> bool:
-        """Have `made` filled as `tensor` is to be, of the same strides; False where not all of that is pending."""
-        found = self.pending.get(key_of(tensor))
+        """Have `made` filled as `tensor` is to be, of the same strides; False where that cannot be put off."""
+        found, key = self.pending.get(key_of(tensor)), key_of(made)
         storage = None if found is None else found.storage()
-        if found is None or storage is None or not found.fills or not found.fills[0].covers(storage):
+        if found is None or storage is None or not found.fills[0].covers(storage) or found.was_written(storage):
             return False
-        copied = self.pending[key_of(made)] = Pending(made.untyped_storage())
+        if key in self.known or not made.untyped_storage().resizable() or made.device != tensor.device:
+            return False
+        before = self.pending.pop(key, None)
+        self.replaced += 0 if before is None else len(before.fills)
+        copied = self.pending[key] = Pending(made.untyped_storage())
         found.fills[:] = [self.renamed(fill, storage) for fill in found.fills]
         copied.fills = found.fills.copy()
         return True

@@ -17,6 +17,7 @@ from .names import Names, has_memory, named_tensors
 from .report import Report
 
 M = TypeVar("M", bound=torch.nn.Module)
+Problems = list[tuple[str, str]]  # names of tensors, and what is wrong with each
 
 
 def build(
@@ -45,20 +46,37 @@ def build(
     """
     place = None if device is None else torch.device(device)
 
-    def finish(model: M, block: accelerate, coverage: Coverage) -> None:
-        judge(model, block, coverage)
+    def judge(model: M, problems: Problems) -> None:
         if check:
-            check_coverage(model, coverage.problems(model, place))
-        block.deferred.renamed = Names(model, seed)
+            check_coverage(model, problems)
 
     with ExitStack() as stack:
-        stack.enter_context(seeded(seed))
         if dtype is not None:
             stack.enter_context(default_dtype(dtype))
         if place is not None:
             stack.enter_context(place)
-        model, _, _ = constructed(functools.partial(make, *args, **kwargs), finish)
+        model, _, _ = constructed_by_name(functools.partial(make, *args, **kwargs), seed, place, judge)
     return model
+
+
+def constructed_by_name(
+    make: Callable[[], M],
+    seed: int,
+    device: torch.device | None = None,
+    judge: Callable[[M, Problems], None] = lambda *_: None,
+) -> tuple[M, Problems, Report]:
+    """What `make` returns, drawn by name; what is not initialised of it, which `judge` hears before; and a report."""
+    problems: Problems = []
+
+    def finish(model: M, block: accelerate, coverage: Coverage) -> None:
+        check_model(model, block, coverage)
+        problems.extend(coverage.problems(model, device))
+        judge(model, problems)
+        block.deferred.renamed = Names(model, seed)
+
+    with seeded(seed):
+        model, _, report = constructed(make, finish)
+    return model, problems, report
 
 
 def constructed(
@@ -75,7 +93,7 @@ def constructed(
     return model, coverage, report
 
 
-def judge(model: Any, block: accelerate, coverage: Coverage) -> None:
+def check_model(model: Any, block: accelerate, coverage: Coverage) -> None:
     """Raise what `build` raises of what is no new model."""
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"build takes what makes a torch.nn.Module, got {type(model).__name__} from it")

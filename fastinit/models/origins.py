@@ -54,11 +54,12 @@ def altered(tensor: Tensor) -> None:
 
 
 def settle(tensor: Tensor, computed: bool) -> None:
-    """Note that a tensor of a model's is as it was made; and whether from what was drawn by number."""
+    """Note that a tensor of a model's is as it was made; and whether it depends on what was drawn by number."""
     found = origins.get(key_of(tensor))
-    if computed or found is not None:
-        found = Origin(reference(tensor.untyped_storage())) if computed or found is None else found
-        origins[key_of(tensor)] = owned(replace(found, computed=computed), tensor)
+    if found is None and computed:
+        found = Origin(reference(tensor.untyped_storage()), computed=True)
+    if found is not None:
+        origins[key_of(tensor)] = owned(found, tensor)
 
 
 def origin_of(tensor: Tensor) -> Origin | None:

@@ -164,7 +164,7 @@ MAKERS: dict[Any, Callable[..., Tensor]] = {
     **{getattr(Tensor, name): getattr(random, name) for name in ("bernoulli", "multinomial")},
 }
 # The initialisers that some of them are.
-LAWS: dict[str, tuple[str, tuple[float, float]]] = {
+LAWS: dict[str, tuple[str, tuple[float, ...]]] = {
     **dict.fromkeys(("rand", "rand_like"), ("uniform_", (0.0, 1.0))),
     **dict.fromkeys(("randn", "randn_like"), ("normal_", (0.0, 1.0))),
 }
@@ -214,7 +214,8 @@ def make(block: accelerate, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
     maker = MAKERS.get(func)
     if maker is None or block.opt_in:
         return func(*args, **kwargs)
-    block.deferred.source = Source(*LAWS.get(func.__name__, ("", ())), kwargs.get("generator") is None)
+    name, values = LAWS.get(func.__name__, ("", ()))
+    block.deferred.source = Source(name, values, kwargs.get("generator") is None)
     return block.off(maker, *args, **kwargs)
 
 

@@ -126,7 +126,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         overwritten: dict[int, Pending] = {}
         if self.deferred.pending and kind.looks:
             with private.no_torch_functions():
-                if kind.clones and (made := self.cloned(func, args, kwargs)) is not None:
+                if kind.copies and (made := self.copied(func, args, kwargs)) is not None:
                     return made
                 overwritten = self.before(func, kind, args, kwargs)
         try:
@@ -166,14 +166,18 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             within((), self.deferred.settle, tensor)
         return overwritten
 
-    def cloned(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-        """A copy of what is pending as a whole is pending, too."""
-        tensor = args[0]
-        if type(tensor) is not Tensor or not self.deferred.touches(tensor) or not is_whole(tensor):
+    def copied(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+        """A copy of all of what is pending somewhere is pending, too: the result, or None where it has to be made."""
+        tensor = args[-1]
+        if not is_plain_whole(tensor) or not self.deferred.touches(tensor):
             return None
-        made = torch.empty_like(tensor, **kwargs)
-        if made.stride() != tensor.stride() or not self.deferred.copy(tensor, made):
+        made: Tensor = torch.empty_like(tensor, **kwargs) if func is aten.clone.default else args[0]
+        alike = (made.shape, made.stride(), made.dtype) == (tensor.shape, tensor.stride(), tensor.dtype)
+        apart = is_plain_whole(made) and key_of(made) != key_of(tensor)
+        if not (alike and apart and self.deferred.copy(tensor, made)):
             return None
+        if self.coverage is not None:
+            self.coverage.wrote(made)
         return made
 
 
@@ -184,7 +188,7 @@ class Kind:
         self.name = name = name_of(func)
         self.looks = not (func.is_view or name in NO_LOOK) if func.namespace == "aten" else True
         self.overwrites = func.namespace == "aten" and name in OVERWRITES
-        self.clones = func is aten.clone.default
+        self.copies = func is aten.clone.default or func is aten.copy_.default
         self.draws = torch.Tag.nondeterministic_seeded in func.tags
 
 
@@ -211,6 +215,10 @@ def tensors_in(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[Ten
             yield from tensors_in(tuple(value), {})
         elif isinstance(value, dict):
             yield from tensors_in((), value)
+
+
+def is_plain_whole(value: Any) -> bool:
+    return isinstance(value, Tensor) and plain(type(value)) and not value.is_meta and is_whole(value)
 
 
 def is_whole(tensor: Tensor) -> bool:
