@@ -212,6 +212,9 @@ def settle(*touched: Any) -> None:
     """
     if in_graph() or not blocks.get():  # in this order: Dynamo cannot trace the latter
         return
+    if (seen := seeing()) is not None:
+        seen.off(lambda: settle(*touched))
+        return
     open_here = opened(blocks.get())
     jobs = [job for block in open_here for job in block.jobs]
     hit = [(job, thing) for thing in touched for job in jobs if reaches(job, thing)]
