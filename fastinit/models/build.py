@@ -72,7 +72,7 @@ def constructed_by_name(
         check_model(model, block, coverage)
         problems.extend(coverage.problems(model, device))
         judge(model, problems)
-        block.deferred.renamed = Names(model, seed)
+        block.deferred.renamed = Names(model, seed, coverage.drawn)
 
     with seeded(seed):
         model, _, report = constructed(make, finish)

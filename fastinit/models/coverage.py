@@ -49,6 +49,7 @@ class Coverage:
     def __init__(self) -> None:
         self.unwritten: dict[int, Unwritten] = {}
         self.numbered: dict[int, StorageWeakRef] = {}  # memory that depends on what was drawn by number
+        self.drawn: set[int] = set()  # numbers of the fills that were
         self.seen: dict[int, StorageWeakRef] = {}  # memory that was made or written
 
     def made(self, tensor: Tensor) -> None:
@@ -68,6 +69,7 @@ class Coverage:
         """A fill was drawn before the end, and so by its number."""
         if fill.source.by_default and not fill.name:
             self.numbered[storage._cdata] = reference(storage)
+            self.drawn.add(fill.number)
 
     def did(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         """An operation was done."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import NamedTuple
 
 import torch
@@ -43,8 +43,9 @@ class Names:
     in the order of the model. What belongs to no name keeps the stream that the generator gave it.
     """
 
-    def __init__(self, model: torch.nn.Module, seed: int) -> None:
+    def __init__(self, model: torch.nn.Module, seed: int, drawn: Set[int] = frozenset()) -> None:
         self.model, self.seed = model, seed
+        self.drawn = drawn  # numbers of calls that were drawn by them: copies have the same stream
         self.found: dict[int, tuple[str, Stream]] = {}  # by the number of the call, whose copies are alike
         self.places: dict[int, list[Place]] = {}
         self.read()
@@ -69,7 +70,7 @@ class Names:
 
     def __call__(self, fill: Fill, storage: UntypedStorage) -> Fill:
         """The same fill, from the stream that it has by its name; as it is where somebody chose its stream."""
-        if not fill.source.by_default:
+        if not fill.source.by_default or fill.number in self.drawn:
             return fill
         if fill.number not in self.found:
             place = self.place_of(fill, storage)
