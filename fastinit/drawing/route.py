@@ -104,7 +104,7 @@ def outside_contract(tensor: Tensor, dtypes: Collection[torch.dtype] = SAMPLED) 
         return f"{type(tensor).__name__} brings its own torch functions"
     if tensor.dtype not in dtypes:
         return f"the stream contract does not cover {name_of(tensor.dtype)}"
-    if private.function_modes() and not all(type(mode) is private.DeviceContext for mode in private.mode_stack()):
+    if private.function_modes() and not all(map(changes_nothing, private.mode_stack())):
         return "a torch function mode is active and must see torch's own calls"
     if private.dispatch_modes():
         return "a torch dispatch mode is active and must see torch's own operations"
@@ -148,6 +148,14 @@ def outside_graphs(tensor: Tensor, dtypes: Collection[torch.dtype]) -> str | Non
     if tensor.is_nested or tensor.layout is not torch.strided:
         return "it is not a plain strided tensor"
     return None
+
+
+def changes_nothing(mode: object) -> bool:
+    """Whether a torch function mode leaves initialisers as they are: torch.device, and Lightning's that is turned off,
+    which stays on the stack all the same."""
+    kind = type(mode)
+    off = kind.__name__ == "_EmptyInit" and getattr(mode, "enabled", None) is False
+    return kind is private.DeviceContext or off
 
 
 def may_overlap(tensor: Tensor) -> bool:

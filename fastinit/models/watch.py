@@ -47,6 +47,11 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.escaped: Counter[str] = Counter()  # operations by which torch drew
         self.coverage: Coverage | None = None  # is told what is done
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Not: torch would import its compiler for it, which takes a second."""
+        return False
+
     # --- on and off --------------------------------------------------------------------------------
 
     def adjust(self) -> None:

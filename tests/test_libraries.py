@@ -1,0 +1,278 @@
+"""One line in each library: what `fastinit/models/README.md` writes, run with the library itself, where it is installed.
+
+`.ci/libraries` installs them all and runs this file: there nothing is skipped.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from common import python, same_bits
+from test_models import MOST_Z, SEED, by_torch, distance, worst
+from torch import nn
+
+import fastinit
+from fastinit import accelerate, audit, build
+from fastinit.models.names import named_tensors
+from fastinit.models.report import Report
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _theirs(monkeypatch):
+    """Their warnings are not ours, and our folder kernels/ is not the package of that name that they look for."""
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if Path(entry).resolve() != ROOT])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def needed(name: str):
+    """The library, or a skip that says how to get it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        pytest.skip(f"{name} is not installed ({error}): .ci/libraries installs all libraries")
+
+
+def agree(make, ours, least=2):
+    """That each parameter has the moments that torch's own draws give it."""
+    theirs = by_torch(make)
+    found, where = worst(ours, theirs)
+    assert found < MOST_Z, where
+    assert len([*ours.parameters()]) >= least
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet18", "convnext_atto", "regnetx_002"])
+def test_timm(name):
+    timm = needed("timm")
+    make = lambda: timm.create_model(name)  # noqa: E731
+    torch.manual_seed(SEED)
+    with accelerate() as report:
+        model = make()
+    agree(make, model)
+    assert not report.escaped
+    torch.manual_seed(SEED)
+    with accelerate(defer=False):
+        immediate = make()
+    for ours, same in zip(named_tensors(model), named_tensors(immediate), strict=True):
+        assert same_bits(ours[1].detach(), same[1].detach()), ours[0]
+    built = build(timm.create_model, name, seed=SEED)
+    agree(make, built)
+    judged = audit(built)
+    assert not judged.errors
+    # ConvNeXt multiplies its head by a scale, after it was drawn.
+    assert {row.name for row in judged.rows if row.by in ("number", "computed")} <= {"head.fc.weight", "head.fc.bias"}
+
+
+def test_timm_s_truncated_normal_is_one_draw():
+    layers = needed("timm.layers")
+    with accelerate() as report:
+        tensor = layers.trunc_normal_(torch.empty(300, 200), std=0.02)
+    assert (report.drawn, report.early.total(), report.escaped.total()) == (1, 0, 0)
+    assert distance(tensor, layers.trunc_normal_(torch.empty(300, 200), std=0.02)) < MOST_Z
+
+
+def test_lightning():
+    fabric = needed("lightning.fabric").Fabric(accelerator="cpu", devices=1)
+    for order in ((fabric.init_module(), accelerate()), (accelerate(), fabric.init_module())):
+        with order[0] as first, order[1] as second:
+            model = nn.Linear(300, 200)
+        report = first if isinstance(first, Report) else second
+        assert report.drawn == 2
+        assert not report.escaped
+        assert distance(model.weight, nn.Linear(300, 200).weight) < MOST_Z
+    with fabric.init_module(empty_init=True), accelerate() as report:
+        nn.Linear(30, 40)
+    assert report.drawn == 0
+
+
+def test_litgpt():
+    litgpt = needed("litgpt")
+    config = litgpt.Config(n_layer=2, n_head=4, n_embd=64, padded_vocab_size=500, block_size=32)
+
+    def make():
+        model = litgpt.GPT(config)
+        model.apply(model._init_weights)
+        return model
+
+    agree(make, build(make, seed=SEED))
+    with accelerate() as report:
+        make()
+    assert not report.escaped
+
+
+def test_huggingface_accelerate():
+    hugging = needed("accelerate")
+    with hugging.init_empty_weights(), accelerate() as report:
+        model = nn.Linear(300, 200)
+    assert model.weight.is_meta
+    model.to_empty(device="cpu")
+    with accelerate(model, seed=SEED):
+        model.reset_parameters()
+    assert not report.escaped
+    assert same_bits(model.weight.detach(), build(nn.Linear, 300, 200, seed=SEED).weight.detach())
+
+
+def test_peft():
+    peft = needed("peft")
+    config = peft.LoraConfig(target_modules=["0", "1"], r=16)
+    base = nn.Sequential(nn.Linear(300, 200), nn.Linear(200, 300))
+    before = base[0].weight.detach().clone()
+    with accelerate() as report:
+        model = peft.get_peft_model(base, config)
+    assert not report.escaped
+    assert same_bits(base[0].base_layer.weight.detach(), before)
+    theirs = peft.get_peft_model(nn.Sequential(nn.Linear(300, 200), nn.Linear(200, 300)), config)
+    for (name, ours), (_, their) in zip(model.named_parameters(), theirs.named_parameters(), strict=True):
+        if "lora" in name:
+            assert distance(ours, their) < MOST_Z, name
+
+
+def test_diffusers():
+    diffusers = needed("diffusers")
+    make = lambda: diffusers.UNet2DModel(  # noqa: E731
+        sample_size=8, block_out_channels=(32, 32), down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"), layers_per_block=1,
+    )  # fmt: skip
+    with accelerate() as report:
+        model = make()
+    assert not report.escaped
+    agree(make, model)
+    agree(make, build(make, seed=SEED))
+
+
+def test_torchtitan():
+    """On meta, then to_empty, then `init_states`, by name; its fused projection is drawn in three and joined."""
+    configs = needed("torchtitan.models.llama3").llama3_configs
+
+    def make(**settings):
+        with torch.device("meta"):
+            model = configs["debugmodel"](attn_backend="flex").build()
+        model.to_empty(device="cpu")
+        return model
+
+    def initialise(model):
+        model.init_states(buffer_device=torch.device("cpu"))
+        return model
+
+    model = make()
+    with accelerate(model, seed=SEED) as report:
+        initialise(model)
+    assert not report.escaped
+    agree(lambda: initialise(make()), model)
+    assert {row.by for row in audit(model).rows} == {"name", "constant", None}
+    assert all("wqkv" in row.name for row in audit(model).rows if row.by is None)
+
+
+def test_olmo_core():
+    """Its own generator decides: what is given is kept."""
+    config = needed("olmo_core.nn.transformer").TransformerConfig.llama_like(
+        d_model=64, vocab_size=500, n_layers=2, n_heads=4
+    )
+
+    def make():
+        model = config.build(init_device="meta")
+        model.init_weights(device=torch.device("cpu"))
+        return model
+
+    with accelerate() as report:
+        model = make()
+    assert not report.escaped
+    agree(make, model)
+
+
+MEGATRON = """
+import os, socket, sys, warnings
+warnings.simplefilter("ignore")
+sys.path[:] = [place for place in sys.path if place not in ("", os.getcwd())]
+import torch, fastinit
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=0, world_size=1)
+from megatron.core import parallel_state
+parallel_state.initialize_model_parallel(1, 1)
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.transformer.transformer_config import TransformerConfig
+config = TransformerConfig(num_layers=2, hidden_size=64, num_attention_heads=4, use_cpu_initialization=True,
+                           pipeline_dtype=torch.float32)
+def make():
+    return GPTModel(config=config, transformer_layer_spec=get_gpt_layer_local_spec(), vocab_size=500,
+                    max_sequence_length=32)
+with fastinit.accelerate() as report:
+    model = make()
+theirs = make()
+assert not report.escaped, report
+for (name, ours), (_, their) in zip(model.named_parameters(), theirs.named_parameters(), strict=True):
+    assert abs(ours.std() - their.std()) <= 0.1 * their.std() + 1e-9, name
+fastinit.build(make)
+torch.distributed.destroy_process_group()
+"""
+
+DEEPSPEED = """
+import os, socket, sys, warnings
+warnings.simplefilter("ignore")
+sys.path[:] = [place for place in sys.path if place not in ("", os.getcwd())]
+os.environ["DS_ACCELERATOR"] = "cpu"
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
+import torch, fastinit, deepspeed
+deepspeed.init_distributed("gloo")
+settings = {"train_batch_size": 1, "zero_optimization": {"stage": 3}}
+def make():
+    with deepspeed.zero.Init(config_dict_or_path=settings):
+        return torch.nn.Sequential(torch.nn.Linear(300, 200), torch.nn.Linear(200, 300))
+with fastinit.accelerate() as report:
+    model = make()
+assert report.drawn == 4 and not report.escaped, report
+with deepspeed.zero.GatheredParameters([*model.parameters()]):
+    assert abs(model[0].weight.std().item() - 1 / (3 * 300) ** 0.5) < 0.001
+try:
+    fastinit.build(make)
+except fastinit.models.coverage.CoverageError as error:
+    assert "0.weight has no elements here: DeepSpeed ZeRO-3" in str(error), error
+else:
+    raise AssertionError("emptied parameters were taken for initialised ones")
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_megatron_core():
+    needed("megatron.core.models.gpt")
+    python(MEGATRON)
+
+
+def test_deepspeed():
+    needed("deepspeed")
+    python(DEEPSPEED)
+
+
+def test_what_a_meta_model_s_own_method_leaves_out_is_named():
+    """transformers' CLIP and wav2vec2: parameters that only the constructor writes."""
+    transformers = needed("transformers")
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.CLIPConfig(
+        text_config={**sizes, "vocab_size": 500}, vision_config={**sizes, "image_size": 16, "patch_size": 8}
+    )
+
+    def make():
+        with torch.device("meta"):
+            model = transformers.CLIPModel(config)
+        model.to_empty(device="cpu")
+        model.init_weights()
+        return model
+
+    with pytest.raises(fastinit.models.coverage.CoverageError, match="logit_scale was written by nothing"):
+        build(make)
+
+
