@@ -27,6 +27,7 @@ setup(
     package_data={
         "fastinit": ["py.typed", "README.md"],
         "fastinit.initialisers": ["README.md"],
+        "fastinit.models": ["README.md"],
         "fastinit.kernels": ["README.md"],
     },
     cmdclass={"sdist": SourceDistribution},

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from . import cases, cold
+from . import cases, cold, constructions
 from .cases import Case
 from .making import MADE
 
@@ -153,6 +153,20 @@ def many() -> Iterator[Floor]:
     yield Floor(cold.model_in_batch(), (torchs(10, 1.2), fills(0.6, 2.6)))
 
 
-FLOORS = (*large(), *small(), *samplers(), *made(), *others(), *many())
+def constructed() -> Iterator[Floor]:
+    """Models as their libraries construct them, where these are installed; and a block with nothing to do."""
+    targets = {"gpt2": (12, 20), "t5": (15, 25)} | dict.fromkeys(("llama", "bert"), (8, 12))
+    for model, least in (targets | dict.fromkeys(("vit", "convnext"), (10, 15))).items():
+        for how, target in zip(("accelerate", "build"), least, strict=True):
+            if constructions.is_installed(constructions.MODELS[model].library):
+                case = constructions.construction(model, how)
+                yield Floor(case, (torchs(target, 1.5),), budget=0.1, ci=model == "gpt2")
+    if constructions.is_installed("transformers"):
+        yield Floor(constructions.billion(), (torchs(11, 1.5),), budget=0.1, ci=False)
+        yield Floor(constructions.skipped(), (Bound("torch", 1.1, 2, faster=False),))
+    yield Floor(constructions.idle(), (Bound("torch", 4, 8, faster=False),))
+
+
+FLOORS = (*large(), *small(), *samplers(), *made(), *others(), *many(), *constructed())
 # Milliseconds from `import fastinit`, torch being imported, to the first tensor, with the kernels on disk already.
 FIRST_USE, FIRST_USE_ROUGH, FIRST_USE_WISH = 600.0, 2000.0, 150.0

@@ -1,4 +1,4 @@
-"""One line in each library: what `fastinit/models/README.md` writes, run with the library itself, where it is installed.
+"""One line in each library: what `fastinit/models/README.md` writes, run with the library, where it is installed.
 
 `.ci/libraries` installs them all and runs this file: there nothing is skipped.
 """
@@ -274,5 +274,3 @@ def test_what_a_meta_model_s_own_method_leaves_out_is_named():
 
     with pytest.raises(fastinit.models.coverage.CoverageError, match="logit_scale was written by nothing"):
         build(make)
-
-

@@ -16,6 +16,7 @@ PACKAGE, KERNELS = Path(fastinit.__file__).parent, Path(fastinit.kernels.__file_
 PLACES = {
     "fastinit": PACKAGE,
     "fastinit/initialisers": PACKAGE / "initialisers",
+    "fastinit/models": PACKAGE / "models",
     "kernels": KERNELS,
     "bench": ROOT / "bench",
     "tests": ROOT / "tests",
