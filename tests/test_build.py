@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from common import same_bits
+from common import python, same_bits
 from torch import nn
 
 import fastinit
@@ -369,3 +369,59 @@ def test_flags_in_a_constructor():
     model = build(Flagged, seed=SEED)
     torch.manual_seed(SEED)
     assert same_bits(model.a.detach(), nn.init.normal_(torch.empty(40, 30)))
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+def test_sparse_and_quantized_buffers_are_left_alone():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 4)
+            self.register_buffer("sparse", torch.eye(3).to_sparse())
+            self.register_buffer("quantized", torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8))
+            self.register_buffer("nothing", None)
+
+    model = build(Odd, seed=SEED)
+    assert torch.equal(model.sparse.to_dense(), torch.eye(3))
+    assert torch.equal(model.quantized.dequantize(), torch.ones(3))
+
+
+def test_parameters_that_are_parts_of_one_memory_have_streams_of_their_own():
+    class Flat(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.flat = torch.empty(40 * 30 + 20 * 30)
+            self.a, self.b = (nn.Parameter(part) for part in self.flat.split([1200, 600]))
+            nn.init.normal_(self.a)
+            nn.init.uniform_(self.b)
+
+    model = build(Flat, seed=SEED)
+    assert model.a.untyped_storage().data_ptr() == model.b.untyped_storage().data_ptr()
+    assert same_bits(model.a.detach(), fastinit.normal_(torch.empty(1200), stream=named("a")))
+    assert same_bits(model.b.detach(), fastinit.uniform_(torch.empty(600), stream=named("b")))
+
+
+PEAK = """
+import sys
+import torch, fastinit
+from fastinit.commands.compare import forget_peak, resident
+fastinit.build(torch.nn.Linear, 3, 3)
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(2048, 2048) for _ in range(12))
+        for layer in self.layers:
+            torch.nn.init.normal_(layer.weight, std=0.02)
+before = forget_peak()
+if before is None:
+    sys.exit(0)
+model = fastinit.build(Model)
+size = sum(p.numel() * p.element_size() for p in model.parameters())
+extra = resident("VmHWM") - before
+assert 0.9 * size < extra < 1.01 * size + (4 << 20), (extra, size)
+"""
+
+
+def test_the_peak_of_memory_is_the_model():
+    """And one per cent, beside what kernels and libraries take when they are first used."""
+    python(PEAK)

@@ -83,6 +83,7 @@ def test_every_initialiser_is_recorded_under_its_own_name(name):
         (lambda m: m.a.data.view(-1).zero_().requires_grad_(False), ("zeros_", {})),
         (lambda m: fastinit.xavier_normal_(m.a, gain=2.0), ("xavier_normal_", {"gain": 2.0})),
         (lambda m: setattr(m, "a", nn.Parameter(torch.randn(6, 4))), ("normal_", {"mean": 0.0, "std": 1.0})),
+        (lambda m: m.a.data.copy_(torch.randn(6, 4)), ("normal_", {"mean": 0.0, "std": 1.0})),
     ],
 )
 def test_calls_are_recorded_however_they_are_made(initialise, expected):
@@ -95,7 +96,7 @@ def test_calls_are_recorded_however_they_are_made(initialise, expected):
         lambda m: None,
         lambda m: m.a.data[:3].normal_(),  # a part
         lambda m: torch.empty(6, 4).normal_(),  # another tensor
-        lambda m: m.a.data.copy_(torch.randn(6, 4)),  # no law that anybody could tell
+        lambda m: m.a.data.copy_(torch.randn(6, 4) + 1),  # no law that anybody could tell
         lambda m: nn.init.normal_(m.a).mul_(2.0),  # changed afterwards
         lambda m: (nn.init.normal_(m.a), m.a.data.__itruediv__(2.0)),
         lambda m: (nn.init.normal_(m.a), setattr(m.a, "data", torch.ones(6, 4))),  # moved away

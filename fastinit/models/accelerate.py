@@ -93,6 +93,7 @@ class accelerate:
         outer = here.blocks[-1] if here.blocks else None
         self.report = Report()
         self.watch = Watch(Deferred()) if outer is None else outer.watch
+        self.watch.hide_from_dynamo()
         self.deferred = self.watch.deferred
         (self.off if outer is None else outer.off)(within, (), self.deferred.do)  # by the names of the block around
         with ExitStack() as stack:
@@ -103,7 +104,8 @@ class accelerate:
             stack.callback(here.blocks.remove, self)
             stack.enter_context(functions.wrapped(dispatch))
             stack.enter_context(self.drawing(outer))
-            stack.callback(self.watch.stop)
+            if outer is None:
+                stack.enter_context(self.watch)
             stack.enter_context(Recogniser(self))
             self.open = stack.pop_all()
         return self.report
@@ -159,19 +161,18 @@ class accelerate:
     def covered(self, coverage: Coverage) -> Iterator[None]:
         """Within the context everything that is done is told to `coverage`."""
         deferred, watch = self.deferred, self.watch
-        before = watch.always, watch.coverage, deferred.noted
-        watch.always, watch.coverage = True, coverage
+        before = watch.coverage, deferred.noted
+        watch.coverage = coverage
 
         def noted(fill: Fill, storage: UntypedStorage, owner: Tensor | None) -> None:
             drew(fill, storage, owner)
             coverage.drew(fill, storage)
 
         deferred.noted = noted
-        watch.adjust()
         try:
             yield
         finally:
-            watch.always, watch.coverage, deferred.noted = before
+            watch.coverage, deferred.noted = before
 
     # --- calls ---------------------------------------------------------------------------------------
 
@@ -242,6 +243,10 @@ def dispatch(name: str, function: Callable[..., Any], args: tuple[Any, ...], kwa
     torchs = functools.partial(function, *args, **kwargs)
     if block is None:
         return torchs()
+    if name == "compile":
+        compiled = torchs()
+        block.watch.hide_from_dynamo()
+        return compiled
     if name == "to_dlpack":
         for tensor in args:
             block.off(block.watch.give_away, tensor, name)

@@ -73,14 +73,14 @@ class Coverage:
 
     def did(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         """An operation was done."""
-        made, taken = [*tensors(result)], [*tensors(args), *tensors(kwargs)]
+        made, taken = in_memory(result), in_memory((args, kwargs))
         for tensor in made:
             self.seen[key_of(tensor)] = reference(tensor.untyped_storage())
         if name in EMPTY or (name in COPY and key_of(args[0]) in self.unwritten):
             for tensor in made:
                 self.made(tensor)
             return
-        written = [*tensors([value for argument, value in arguments(func, args, kwargs) if is_written(argument)])]
+        written = in_memory([value for argument, value in arguments(func, args, kwargs) if is_written(argument)])
         for tensor in written:
             self.wrote(tensor)
             origins.altered(tensor)
@@ -129,15 +129,19 @@ def is_written(argument: Any) -> bool:
     return argument.alias_info is not None and argument.alias_info.is_write
 
 
-def tensors(values: Any) -> Iterator[Tensor]:
-    """The tensors with memory of their own in a value and its lists, of shards the local ones."""
-    if isinstance(values, Tensor):
-        if has_memory(values):
-            yield values
-    elif isinstance(values, Shard):
-        yield from tensors(values.local)
-    elif isinstance(values, dict):
-        yield from tensors([*values.values()])
-    elif not isinstance(values, str) and isinstance(values, Iterable):
-        for value in values:
-            yield from tensors(value)
+def tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in an argument or a result of an operation, those in its lists, too; of shards the local ones."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for one in value:
+            yield from tensors(one)
+    elif isinstance(value, dict):
+        yield from tensors([*value.values()])
+    elif isinstance(value, Shard):
+        yield value.local
+
+
+def in_memory(value: Any) -> list[Tensor]:
+    """Those of them that have memory of their own."""
+    return [tensor for tensor in tensors(value) if has_memory(tensor)]

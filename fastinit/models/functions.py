@@ -29,6 +29,7 @@ PLACES = {
     ("torch.nn.init", "eye_"): "eye_",
     ("torch.nn.init", "dirac_"): "dirac_",
     ("timm.layers.weight_init", "_trunc_normal_"): "trunc_normal_",
+    ("torch", "compile"): "compile",  # after which torch's compiler looks into whatever is called
     ("torch.utils.dlpack", "to_dlpack"): "to_dlpack",  # gives away a tensor's address, and tells nobody
     ("torch", "to_dlpack"): "to_dlpack",
 }

@@ -17,10 +17,13 @@ from .. import random
 from ..drawing.deferred import Source
 from ..drawing.originals import originals
 from ..samplers import as_whole
-from .watch import tensors_in
+from .coverage import tensors
 
 if TYPE_CHECKING:
     from .accelerate import accelerate
+
+
+is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 
 
 class Call(NamedTuple):
@@ -168,14 +171,6 @@ LAWS: dict[str, tuple[str, tuple[float, ...]]] = {
     **dict.fromkeys(("rand", "rand_like"), ("uniform_", (0.0, 1.0))),
     **dict.fromkeys(("randn", "randn_like"), ("normal_", (0.0, 1.0))),
 }
-# What else may draw: a `Watch` counts what torch does.
-MAY_DRAW = (
-    *("dropout", "dropout1d", "dropout2d", "dropout3d", "dropout_", "alpha_dropout", "alpha_dropout_"),
-    *("feature_dropout", "feature_dropout_", "feature_alpha_dropout", "feature_alpha_dropout_", "native_dropout"),
-    *("rrelu", "rrelu_", "gumbel_softmax", "fractional_max_pool2d", "fractional_max_pool3d"),
-    *("scaled_dot_product_attention", "multi_head_attention_forward", "lstm", "gru", "rnn_tanh", "rnn_relu"),
-    *("poisson", "binomial", "_standard_gamma", "_sample_dirichlet", "svd_lowrank", "pca_lowrank", "lobpcg"),
-)
 
 
 class Recogniser(TorchFunctionMode):
@@ -189,11 +184,10 @@ class Recogniser(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if is_dynamo_compiling():  # first: Dynamo need not trace the rest
+            return func(*args, **kwargs)
         act = ACTS.get(getattr(func, "__name__", ""), initialise if "tensor" in kwargs and not args else None)
-        watch = self.block.watch
-        if watch.is_on and not watch.deferred.pending:
-            watch.adjust()
-        if act is None or torch.compiler.is_dynamo_compiling():
+        if act is None:
             return func(*args, **kwargs)
         return act(self.block, func, args, kwargs)
 
@@ -202,9 +196,9 @@ def initialise(block: accelerate, func: Any, args: tuple[Any, ...], kwargs: dict
     frame = sys._getframe(2)
     call, torchs = recognise(func, args, kwargs, frame), functools.partial(func, *args, **kwargs)
     if call is None or block.leaves(call.tensor):
-        return block.watch.counting(None, torchs) if call is None else torchs()
+        return torchs()
     if args and call.tensor.requires_grad and torch.is_grad_enabled():
-        return block.watch.counting(None, torchs)  # an error, or a step of autograd's
+        return torchs()  # an error, or a step of autograd's
     if (caller := initialiser_of(frame)) is not None and caller[0] in LONGER:
         block.watch.escaped[f"{caller[0]} imported by name: torch's algorithm, from fastinit's samples"] += 1
     return block.off(block.serve, call, torchs)
@@ -220,18 +214,13 @@ def make(block: accelerate, func: Any, args: tuple[Any, ...], kwargs: dict[str, 
 
 
 def give_away(block: accelerate, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    for tensor in tensors_in(args, kwargs):
+    for tensor in tensors((args, kwargs)):
         block.off(block.watch.give_away, tensor, func.__name__, func.__name__ not in READS)
     return func(*args, **kwargs)
 
 
-def may_draw(block: accelerate, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return block.watch.counting(None, functools.partial(func, *args, **kwargs))
-
-
 Act = Callable[["accelerate", Any, tuple[Any, ...], dict[str, Any]], Any]
 ACTS: dict[str, Act] = {
-    **dict.fromkeys(MAY_DRAW, may_draw),
     **dict.fromkeys(random.__all__, make),
     **dict.fromkeys((*GIVES_AWAY, *READS), give_away),
     **dict.fromkeys((*METHODS, *TELLING, "random_"), initialise),

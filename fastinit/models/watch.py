@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -14,7 +15,7 @@ from ..drawing import torch_private as private
 from ..drawing.batch import within
 from ..drawing.deferred import NOBODY, Deferred, Pending, key_of
 from ..drawing.route import plain
-from .coverage import Coverage, tensors as written_in
+from .coverage import Coverage, in_memory, tensors
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -32,79 +33,58 @@ OVERWRITES = ("zero_", "fill_", "copy_", "uniform_", "normal_", "bernoulli_", "r
 
 
 class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees every operation while it is on: draws what is pending in its tensors, and counts what torch draws itself.
+    """Sees every operation: draws what is pending in its tensors, and counts what torch draws itself.
 
-    It is on the stack while something is pending (or always, where `always`), because each operation that it sees takes
-    some 8 µs longer.
+    It stays on the stack from the beginning of a block to its end, though it is only needed while something is pending:
+    torch.inference_mode and backward passes put back what a thread was told of its modes, and would forget one that
+    came meanwhile.
     """
 
     def __init__(self, deferred: Deferred) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.deferred = deferred
-        self.always = False
-        self.is_on = False
         self.early: Counter[str] = Counter()  # operations for which something was drawn before the end
         self.escaped: Counter[str] = Counter()  # operations by which torch drew
         self.coverage: Coverage | None = None  # is told what is done
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Not: torch would import its compiler for it, which takes a second."""
+        """Not by torch, which would import its compiler for it (a second): see `hide_from_dynamo`."""
         return False
 
-    # --- on and off --------------------------------------------------------------------------------
-
-    def adjust(self) -> None:
-        """Be on the stack, or not, as it is needed; where somebody else's modes lie on top, later."""
-        wanted = self.always or bool(self.deferred.pending)
-        if wanted and not self.is_on and private.dispatch_modes() == 0:
-            self.__enter__()  # type: ignore[no-untyped-call]
-            self.is_on = True
-        elif not wanted and self.is_on:
-            self.leave()
-
-    def leave(self) -> bool:
-        """Leave the stack, if nobody else's mode lies on top; returns whether it did."""
-        depth = private.dispatch_modes()  # without this one, while it is being told of an operation
-        if not self.is_on or depth == 0 or private.dispatch_mode_at(depth - 1) is not self:
-            return False
-        self.is_on = False
-        self.__exit__(None, None, None)
-        return True
-
-    def stop(self) -> None:
-        self.always = False
-        self.leave()
+    @classmethod
+    def hide_from_dynamo(cls) -> None:
+        """Have torch's compiler, once it is there, not look into what is called while a compiled function runs."""
+        dynamo: Any = sys.modules.get("torch._dynamo")
+        told = cls.__dict__["__torch_dispatch__"]
+        if dynamo is not None and told is cls.told:
+            cls.__torch_dispatch__ = dynamo.disable(told)  # type: ignore[method-assign]
 
     def off(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Call a function whose operations are our own business."""
-        self.leave()
+        depth = private.dispatch_modes()  # without this one, while it is being told of an operation
+        top = depth > 0 and private.dispatch_mode_at(depth - 1) is self
+        if top:
+            self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
         try:
             result = function(*args, **kwargs)
             if self.coverage is not None:
-                for tensor in written_in((args, kwargs)):
+                for tensor in in_memory((args, kwargs)):
                     self.coverage.wrote(tensor)
             return result
         finally:
             self.deferred.source = NOBODY
-            self.adjust()
+            if top:
+                self.__enter__()  # type: ignore[no-untyped-call]
 
-    def counting(self, name: str | None, function: Callable[[], R], surely: bool = False) -> R:
-        """Call a function of torch's, and count what it draws: under that name, if there is one and it is not seen."""
-        if name is not None:
-            before = torch.default_generator.get_state()
-            try:
-                return function()
-            finally:
-                if surely or has_moved(before):
-                    self.escaped[name] += 1
-        always, self.always = self.always, True
-        self.adjust()
+    def counting(self, name: str, function: Callable[[], R], surely: bool = False) -> R:
+        """Call a function of torch's that is not seen, and count under that name what it draws."""
+        before = torch.default_generator.get_state()
         try:
             return function()
         finally:
-            self.always = always
-            self.adjust()
+            if surely or has_moved(before):
+                self.escaped[name] += 1
 
     def give_away(self, tensor: Tensor, name: str, kept: bool = True) -> None:
         """Draw what is pending in memory that is about to be read or (if `kept`) known where nobody can see."""
@@ -128,6 +108,8 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kind = KINDS.get(func)
         if kind is None:
             kind = KINDS[func] = kind_of(func)
+        if not (self.deferred.pending or kind.draws or self.coverage is not None):
+            return func(*args, **kwargs)
         overwritten: dict[int, Pending] = {}
         if self.deferred.pending and kind.looks:
             with private.no_torch_functions():
@@ -145,6 +127,8 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.coverage.did(func, kind.name, args, kwargs, result)
         return result
 
+    told = __torch_dispatch__
+
     def counted(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         before = torch.default_generator.get_state()
         result = func(*args, **kwargs)
@@ -157,7 +141,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         pending, overwritten = self.deferred.pending, {}
         if kwargs.get("device") is not None and torch.device(kwargs["device"]).type == "meta":
             return {}
-        for number, tensor in enumerate(tensors_in(args, kwargs)):
+        for number, tensor in enumerate(tensors((args, kwargs))):
             if not plain(type(tensor)):  # who knows what it holds
                 self.early[name_of(func)] += 1
                 within((), self.deferred.do)
@@ -211,17 +195,6 @@ def name_of(func: Any) -> str:
     return str(func.overloadpacket.__name__)
 
 
-def tensors_in(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
-    """The tensors in the arguments of an operation, those in its lists, too."""
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            yield from tensors_in(tuple(value), {})
-        elif isinstance(value, dict):
-            yield from tensors_in((), value)
-
-
 def is_plain_whole(value: Any) -> bool:
     return isinstance(value, Tensor) and plain(type(value)) and not value.is_meta and is_whole(value)
 
@@ -234,4 +207,4 @@ def is_whole(tensor: Tensor) -> bool:
 def overlaps(tensor: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     """Whether an operation that overwrites a tensor reads its memory, too."""
     own = tensor.untyped_storage()._cdata
-    return any(other.untyped_storage()._cdata == own for other in tensors_in(args, kwargs))
+    return any(other.untyped_storage()._cdata == own for other in tensors((args, kwargs)))
