@@ -27,8 +27,8 @@ import fastinit
 from fastinit import Stream, accelerate
 from fastinit.drawing import originals
 from fastinit.drawing.batch import blocks
-from fastinit.models import functions, recognise, watch
-from fastinit.models.accelerate import here
+from fastinit.models import functions, recognise
+from fastinit.models.block import here
 
 SHAPE = (40, 30)
 POISON = 7.0
@@ -45,7 +45,7 @@ def nothing_stays():
     assert torch._C._len_torch_dispatch_stack() == 0
     assert not blocks.get()
     assert not here.blocks
-    assert functions.in_use == 0
+    assert not functions.users
 
 
 def poisoned(shape=SHAPE, dtype=torch.float32):
@@ -874,92 +874,3 @@ def test_what_may_draw_and_does_not_is_not_counted():
         functional.scaled_dot_product_attention(*[torch.ones(1, 2, 4, 4)] * 3)
         nn.LSTM(3, 4)(torch.ones(2, 3))
     assert not report.escaped
-
-
-def test_inference_mode_in_a_block_forgets_no_mode():
-    """It puts back what the thread was told of its modes when it began: one that came meanwhile would see nothing."""
-    tensor = poisoned()
-    with accelerate():
-        with torch.inference_mode():
-            nn.init.normal_(tensor)
-        doubled = tensor * 2
-        with torch.inference_mode():
-            nn.init.uniform_(tensor)
-        again = tensor + 0
-    assert (doubled < 0).any()
-    assert torch.equal(again, tensor)
-    torch.ones(3)  # which would fail
-
-
-def test_names_that_only_torch_has_can_be_missing():
-    assert watch.Kind(torch.ops.aten.mul.Tensor).looks
-    assert not watch.Kind(torch.ops.aten.view.default).looks
-    assert watch.Kind(torch.ops.aten.normal_.default).draws
-
-
-# --- what else happens in a block --------------------------------------------------------------
-
-
-def test_a_training_step_in_a_block():
-    def work():
-        torch.manual_seed(7)
-        model = nn.Sequential(nn.Linear(30, 20), nn.Tanh(), nn.Linear(20, 1))
-        optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
-        for _ in range(3):
-            optimizer.zero_grad()
-            torch.utils.checkpoint.checkpoint(model, torch.ones(4, 30), use_reentrant=False).sum().backward()
-            optimizer.step()
-            nn.init.normal_(model[2].bias)
-        return model
-
-    with accelerate(defer=False):
-        expected = work()
-    with accelerate():
-        model = work()
-    for ours, same in zip(model.parameters(), expected.parameters(), strict=True):
-        assert same_bits(ours.detach(), same.detach())
-
-
-@pytest.mark.parametrize("pending", [True, False])
-def test_compiled_functions_in_a_block(pending):
-    compiled = torch.compile(lambda x: nn.init.normal_(torch.empty(5)) * 0 + x * 2, backend="eager")
-    tensor = torch.ones(5)
-    with accelerate():
-        if pending:
-            nn.init.uniform_(tensor)
-        doubled = compiled(tensor)
-    assert torch.equal(doubled, tensor * 2)
-
-
-def test_inference_tensors_and_modes():
-    with torch.inference_mode(), accelerate():
-        tensor = nn.init.normal_(torch.empty(SHAPE))
-        doubled = tensor * 2
-    assert torch.equal(doubled, tensor * 2)
-    assert tensor.std() > 0.5
-
-
-def test_a_failed_overwrite_loses_nothing():
-    tensor = poisoned()
-    with accelerate():
-        nn.init.normal_(tensor)
-        with pytest.raises(RuntimeError, match="must match"):
-            tensor.copy_(torch.ones(7))
-        with pytest.raises(RuntimeError, match=r"std >= 0.0|normal expects"):
-            tensor.normal_(0, -1, generator=torch.Generator())
-    assert (tensor != POISON).all()
-
-
-def test_weight_norm_and_orthogonal_parametrizations():
-    def make():
-        torch.manual_seed(3)
-        first = nn.utils.parametrizations.weight_norm(nn.Linear(30, 20))
-        second = nn.utils.parametrizations.orthogonal(nn.Linear(20, 20))
-        return nn.ModuleList([first, second])
-
-    with accelerate(defer=False):
-        expected = make()
-    with accelerate():
-        model = make()
-    for (name, ours), (_, same) in zip(model.named_parameters(), expected.named_parameters(), strict=True):
-        assert same_bits(ours.detach(), same.detach()), name

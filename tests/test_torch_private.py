@@ -49,6 +49,13 @@ try:
 except RuntimeError:
     print("autograd knows")
 print(sum(tensor.double().sum().item() for tensor in drawn))
+try:
+    with fastinit.accelerate() as report:
+        made = torch.nn.init.normal_(torch.empty(9))
+        same = made + 0
+    print(torch.equal(made, same) and torch._C._len_torch_dispatch_stack() == 0)
+except RuntimeError as error:
+    print("this release of torch lacks" in str(error))
 print([path for path, there in torch_private.names.items() if not there], len(TYPES))
 """
 
@@ -76,6 +83,6 @@ def test_torch_has_them_all():
 @pytest.mark.parametrize("path", PATHS)
 def test_without_one_of_them_all_is_drawn_the_same(path):
     printed = python(WITHOUT.format(path=path)).splitlines()
-    assert printed[:2] == ["autograd knows", str(total())]
+    assert printed[:3] == ["autograd knows", str(total()), "True"]
     missing = [path] if path in torch_private.names else []
-    assert printed[2] == f"{missing} {0 if missing else 3}"
+    assert printed[3] == f"{missing} {0 if path in torch_private.QUICK else 3}"

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, UntypedStorage
-from torch.multiprocessing.reductions import StorageWeakRef
 
 from ..kernels.contract import Draw, Engine, Job, JobEngine, KernelMissing
-from . import engines
+from . import engines, torch_private as private
 from .streams import Stream
 
 if TYPE_CHECKING:
@@ -99,13 +98,13 @@ class Pending:
 
     def storage(self) -> UntypedStorage | None:
         """The memory, if it still lives."""
-        found: UntypedStorage | None = UntypedStorage._new_with_weak_ptr(self.memory.cdata)
+        found: UntypedStorage | None = private.memory_of(self.memory.cdata)
         return found
 
     def was_written(self, storage: UntypedStorage) -> bool:
         """Whether somebody else has written it since, or given it another size, unseen."""
         owner = self.owner()
-        moved = owner is not None and owner._version != self.version and key_of(owner) == storage._cdata
+        moved = owner is not None and owner._version > self.version and key_of(owner) == key_in(storage)
         return moved or not all(fill.fits(storage) for fill in self.fills)
 
 
@@ -113,13 +112,18 @@ def _nothing() -> None:
     return None
 
 
-def reference(storage: UntypedStorage) -> StorageWeakRef:
-    return StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+def reference(storage: UntypedStorage) -> Any:
+    """A weak reference to memory; while one is kept, no other memory has the same key."""
+    return private.WeakMemory(storage)
 
 
 def key_of(tensor: Tensor) -> int:
-    """What tells a tensor's memory from all others, while it lives or a `StorageWeakRef` of it does."""
-    key: int = tensor.untyped_storage()._cdata
+    """What tells a tensor's memory from all others, while it lives or a `reference` to it is kept."""
+    return key_in(tensor.untyped_storage())
+
+
+def key_in(storage: UntypedStorage) -> int:
+    key: int = storage._cdata
     return key
 
 
@@ -135,7 +139,7 @@ class Deferred:
     def __init__(self) -> None:
         self.defer = True
         self.pending: dict[int, Pending] = {}
-        self.known: dict[int, StorageWeakRef] = {}  # memory whose address is known elsewhere, which is filled at once
+        self.known: dict[int, Any] = {}  # memory whose address is known elsewhere, which is filled at once
         self.source = NOBODY  # of what is added next
         self.numbers = itertools.count()
         # What says from which stream fills are drawn, when they are.
@@ -187,7 +191,7 @@ class Deferred:
         self, out: Tensor, by: Plan | ByEngine | Write, seed: int, stream_id: int, owner: Tensor | None = None
     ) -> None:
         storage, owner = out.untyped_storage(), out if owner is None else owner
-        key, source = storage._cdata, self.source
+        key, source = key_in(storage), self.source
         offset, number = int(out.storage_offset()), next(self.numbers)
         fill = Fill(out.dtype, offset, out.shape, out.stride(), by, seed, stream_id, source, number)
         # What cannot be resized is NumPy's, a file's or another process's as well.
@@ -205,6 +209,9 @@ class Deferred:
             self.replaced += 1
             found.fills.pop()
         found.fills.append(fill)
+        if fill.elements == 1:  # torch.tensor([...]) and its like read numbers where nobody is told
+            self.draw([(self.renamed(fill, storage), storage, owner)])
+            self.drawn -= 1
         if owner.is_inference():  # which has no version
             found.owner = _nothing
         else:
@@ -247,7 +254,7 @@ class Deferred:
     def keep_known(self, tensor: Tensor) -> None:
         """From now on fill the memory of this tensor at once: its address is known where nobody can see."""
         storage = tensor.untyped_storage()
-        self.known[storage._cdata] = reference(storage)
+        self.known[key_in(storage)] = reference(storage)
 
     def do(self) -> None:
         """Draw all that is pending."""
@@ -255,24 +262,25 @@ class Deferred:
 
     def flush(self, keys: Iterable[int]) -> None:
         """Draw what is pending in these memories."""
+        taken = {key: found for key in keys if (found := self.pending.pop(key, None)) is not None}
         fills = []
-        for key in keys:
-            found = self.pending.pop(key, None)
-            if found is None:
-                continue
-            storage = found.storage()
-            if storage is None:
-                self.replaced += len(found.fills)
-            elif found.was_written(storage):
-                owner = found.owner()
-                self.foreign.append(found.fills[-1].tensor(storage) if owner is None else owner)
-            else:
-                fills += [(self.renamed(fill, storage), storage, found.owner()) for fill in found.fills]
-        self.draw(fills)
+        try:
+            for found in taken.values():
+                storage = found.storage()
+                if storage is None:
+                    self.replaced += len(found.fills)
+                elif found.was_written(storage):
+                    owner = found.owner()
+                    self.foreign.append(found.fills[-1].tensor(storage) if owner is None else owner)
+                else:
+                    fills += [(self.renamed(fill, storage), storage, found.owner()) for fill in found.fills]
+            self.draw(fills)
+        except BaseException:
+            self.pending = taken | self.pending  # drawn again, they are the same
+            raise
 
     def draw(self, fills: Sequence[tuple[Fill, UntypedStorage, Tensor | None]]) -> None:
         """Draw these, in order; neighbours that can be are one job."""
-        self.drawn += len(fills)
         job: Job | None = None
         with torch.no_grad():
             for fill, storage, owner in fills:
@@ -288,6 +296,7 @@ class Deferred:
                 draw_alone(fill, out)
             if job is not None:
                 job.do()
+        self.drawn += len(fills)
 
     # --- what a job has besides --------------------------------------------------------------------
 

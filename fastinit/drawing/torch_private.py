@@ -56,9 +56,6 @@ function_modes: Callable[[], int] = find(
 # Which: `with torch.device(...)` is one that may be ignored. Without the list none may.
 mode_stack: Callable[[], list[Any]] = find("torch.overrides._get_current_function_mode_stack", lambda: [None])
 DeviceContext: type = find("torch.utils._device.DeviceContext", SimpleNamespace)
-# The innermost mode of each kind. Without them nobody is told, and a mode that may not be the innermost is left alone.
-function_mode_at: Callable[[int], Any] = find("torch._C._get_function_stack_at", nothing)
-dispatch_mode_at: Callable[[int], Any] = find("torch._C._get_dispatch_stack_at", nothing)
 # How many torch dispatch modes are active. Nothing public tells; most make tensors of classes of their own, which are
 # left to torch whatever this says.
 dispatch_modes: Callable[[], int] = find("torch._C._len_torch_dispatch_stack", lambda: 0)
@@ -89,8 +86,6 @@ is_zero: Callable[[Tensor], bool] = find("torch.Tensor._is_zerotensor", no)
 disabled_function: Any = find("torch._C._disabled_torch_function_impl", object())
 disabled_dispatch: Any = find("torch._C._disabled_torch_dispatch_impl", object())
 no_torch_function: Callable[[], Any] = find("torch._C.DisableTorchFunctionSubclass", contextlib.nullcontext)
-# As the former, and for modes too.
-no_torch_functions: Callable[[], Any] = find("torch._C.DisableTorchFunction", contextlib.nullcontext)
 # Of a tuple of tensors. torch's own wrapper around it costs as much again.
 increment_version: Callable[[tuple[Tensor, ...]], None] = find(
     "torch._C._increment_version", torch.autograd.graph.increment_version
@@ -99,6 +94,7 @@ find("torch.Tensor._version", None)  # which inference tensors refuse to tell: o
 # Keeps an operator in a graph that drops what nobody uses. Without it, exported programs may lose unused draws.
 has_side_effect: Callable[[Any], Any] = find("torch.fx.node.has_side_effect", nothing)
 
+QUICK = frozenset(names)  # what the fast path needs
 COMPLETE = all(names.values())
 
 # --- compilers -----------------------------------------------------------------------------------
@@ -112,6 +108,46 @@ def constant_in_graphs(function: F) -> F:
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
+
+
+_decide = find("torch._C._dynamo.eval_frame.set_code_exec_strategy", None)
+_strategy = find("torch._C._dynamo.eval_frame._FrameExecStrategy", None)
+_action = find("torch._C._dynamo.eval_frame._FrameAction", None)
+
+
+def skipped_by_dynamo(function: F) -> F:
+    """Have Dynamo, while a compiled function runs, look neither into this function nor into what it calls.
+
+    As `torch.compiler.disable`, which imports Dynamo and takes time in every call. Without these names Dynamo may stop
+    with an error at what it cannot trace.
+    """
+    if _decide is not None and _strategy is not None and _action is not None:
+        _decide(function.__code__, _strategy(_action.SKIP, _action.SKIP))
+    return function
+
+
+# --- memory and modes, for `models` ----------------------------------------------------------------
+
+# Told of an operation below autograd; without it there is no `accelerate`.
+DispatchMode: Any = find("torch.utils._python_dispatch.TorchDispatchMode", object)
+# A weak reference to a tensor's memory, and the memory that it refers to, if it lives.
+WeakMemory: Any = find("torch.multiprocessing.reductions.StorageWeakRef", None)
+memory_of: Callable[[int], Any] = find("torch.UntypedStorage._new_with_weak_ptr", nothing)
+find("torch.UntypedStorage._cdata", None)
+# The stack of function modes, changed one by one.
+push_function_mode: Callable[[Any], None] = find("torch.overrides._push_mode", nothing)
+pop_function_mode: Callable[[], Any] = find("torch.overrides._pop_mode", nothing)
+# The innermost mode of each kind.
+function_mode_at: Callable[[int], Any] = find("torch._C._get_function_stack_at", nothing)
+dispatch_mode_at: Callable[[int], Any] = find("torch._C._get_dispatch_stack_at", nothing)
+# As `no_torch_function`, and for modes too.
+no_torch_functions: Callable[[], Any] = find("torch._C.DisableTorchFunction", contextlib.nullcontext)
+
+
+def lacking() -> list[str]:
+    """The names without which nothing can be deferred."""
+    needed = ("UntypedStorage", "WeakRef", "_mode", "stack", "TorchDispatchMode", "DisableTorchFunction", "_version")
+    return [path for path, there in names.items() if not there and any(word in path for word in needed)]
 
 
 @constant_in_graphs

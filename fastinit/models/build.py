@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
@@ -10,8 +11,9 @@ from typing import Any, TypeVar
 import torch
 
 from ..drawing.deferred import key_of
+from ..drawing.streams import Stream
 from . import origins
-from .accelerate import accelerate, seeded
+from .block import Block, seeded
 from .coverage import Coverage, check as check_coverage
 from .names import Names, has_memory, named_tensors
 from .report import Report
@@ -44,7 +46,7 @@ def build(
     meta device, lazy, emptied by DeepSpeed); not if `check` is false. Raises `ValueError` for a model that existed
     before, `TypeError` for what is no module, and whatever `make` raises.
     """
-    place = None if device is None else torch.device(device)
+    place, seed = None if device is None else torch.device(device), Stream(seed).seed
 
     def judge(model: M, problems: Problems) -> None:
         if check:
@@ -68,37 +70,55 @@ def constructed_by_name(
     """What `make` returns, drawn by name; what is not initialised of it, which `judge` hears before; and a report."""
     problems: Problems = []
 
-    def finish(model: M, block: accelerate, coverage: Coverage) -> None:
-        check_model(model, block, coverage)
+    def finish(model: M, block: Block, coverage: Coverage) -> None:
+        check_model(model, new)
         problems.extend(coverage.problems(model, device))
         judge(model, problems)
         block.deferred.renamed = Names(model, seed, coverage.drawn)
 
-    with seeded(seed):
+    with seeded(seed), registering() as new:
         model, _, report = constructed(make, finish)
     return model, problems, report
 
 
 def constructed(
-    make: Callable[[], M], finish: Callable[[M, accelerate, Coverage], None] = lambda *_: None
+    make: Callable[[], M], finish: Callable[[M, Block, Coverage], None] = lambda *_: None
 ) -> tuple[M, Coverage, Report]:
     """What `make` returns, drawn by fastinit at its end, and all that was seen on the way. `finish` comes before."""
-    block, coverage = accelerate(), Coverage()
-    with block as report, block.covered(coverage):
+    block, coverage = Block(None, None, opt_in=False, defer=True), Coverage()
+    with block.opened() as report, block.covered(coverage):
         model = make()
         block.off(finish, model, block, coverage)
     for _, tensor in named_tensors(model):
         if has_memory(tensor):
-            origins.settle(tensor, computed=key_of(tensor) in coverage.numbered)
+            origins.keep(tensor, computed=key_of(tensor) in coverage.numbered)
     return model, coverage, report
 
 
-def check_model(model: Any, block: accelerate, coverage: Coverage) -> None:
-    """Raise what `build` raises of what is no new model."""
+@contextmanager
+def registering() -> Iterator[weakref.WeakSet[torch.nn.Module]]:
+    """Within the context, the modules that get a parameter, a buffer or a module (in any thread) are in the set."""
+    found: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
+
+    def note(module: torch.nn.Module, _: str, __: Any) -> None:
+        found.add(module)
+
+    hooks = (
+        torch.nn.modules.module.register_module_parameter_registration_hook,
+        torch.nn.modules.module.register_module_buffer_registration_hook,
+        torch.nn.modules.module.register_module_module_registration_hook,
+    )
+    with ExitStack() as stack:
+        for hook in hooks:
+            stack.callback(hook(note).remove)
+        yield found
+
+
+def check_model(model: Any, new: weakref.WeakSet[torch.nn.Module]) -> None:
+    """Raise what `build` raises of what is no new model; `new` are the modules that were filled meanwhile."""
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"build takes what makes a torch.nn.Module, got {type(model).__name__} from it")
-    keys = {key_of(tensor) for _, tensor in named_tensors(model) if has_memory(tensor)}
-    if keys and not keys & (coverage.seen.keys() | block.deferred.pending.keys()):
+    if any(True for _ in model.parameters()) and new.isdisjoint(model.modules()):
         raise ValueError(
             f"this {type(model).__name__} existed before build was called: give build what makes it (its class, not an "
             "object); or initialise it anew, by with fastinit.accelerate(model, seed=seed): model.init_weights()"

@@ -7,18 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, UntypedStorage
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.parameter import is_lazy
 
-from ..drawing.deferred import Fill, key_of, reference
-from ..drawing.regions import Shard
+from ..drawing.deferred import Fill, key_in, key_of, reference
 from . import origins
 from .names import has_memory, named_tensors
-
-# Operations that make memory and write nothing into it.
-EMPTY = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "empty_permuted")
-COPY = ("clone", "_to_copy")
-Region = tuple[int, torch.Size, tuple[int, ...]]
+from .operations import Operation, tensors
 
 
 class CoverageError(RuntimeError):
@@ -26,21 +20,33 @@ class CoverageError(RuntimeError):
 
 
 class Unwritten:
-    """Memory that nothing has written, but for some parts."""
+    """Memory of which nothing, or a part alone, has been written."""
 
-    def __init__(self, storage: UntypedStorage) -> None:
+    def __init__(self, storage: UntypedStorage, itemsize: int) -> None:
         self.memory = reference(storage)
-        self.size = storage.nbytes()
-        self.parts: set[Region] = set()
-        self.written = 0  # bytes in parts
+        self.size, self.itemsize = storage.nbytes(), itemsize
+        self.written: Tensor | None = None  # for each element, whether it was; made with the first part
 
     def write(self, tensor: Tensor) -> bool:
-        """Note what is written; returns whether that is all of it."""
-        region = (int(tensor.storage_offset()), tensor.shape, tensor.stride())
-        if region not in self.parts:
-            self.parts.add(region)
-            self.written += tensor.numel() * tensor.itemsize
-        return self.written >= self.size
+        """Note what is written; returns whether all of it is, now."""
+        if tensor.numel() * tensor.itemsize >= self.size and tensor.is_contiguous():
+            return True
+        if (part := self.part(tensor)) is not None:
+            part.fill_(True)
+        return self.written is not None and bool(self.written.all())
+
+    def part(self, tensor: Tensor) -> Tensor | None:
+        """Whether each of a tensor's elements was written; None where the memory has elements of another size."""
+        if tensor.itemsize != self.itemsize:
+            return None
+        if self.written is None:
+            self.written = torch.zeros(self.size // self.itemsize, dtype=torch.bool, device="cpu")
+        return self.written.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+    def misses(self, tensor: Tensor) -> bool:
+        """Whether something of this tensor was not written."""
+        part = None if self.written is None else self.part(tensor)
+        return part is None or not bool(part.all())
 
 
 class Coverage:
@@ -48,16 +54,14 @@ class Coverage:
 
     def __init__(self) -> None:
         self.unwritten: dict[int, Unwritten] = {}
-        self.numbered: dict[int, StorageWeakRef] = {}  # memory that depends on what was drawn by number
+        self.numbered: dict[int, Any] = {}  # memory that depends on what was drawn by number
         self.drawn: set[int] = set()  # numbers of the fills that were
-        self.seen: dict[int, StorageWeakRef] = {}  # memory that was made or written
 
     def made(self, tensor: Tensor) -> None:
         """New memory, that nothing has written."""
         storage = tensor.untyped_storage()
-        self.numbered.pop(storage._cdata, None)
-        if storage.nbytes():
-            self.unwritten[storage._cdata] = Unwritten(storage)
+        self.numbered.pop(key_in(storage), None)
+        self.unwritten[key_in(storage)] = Unwritten(storage, tensor.itemsize)
 
     def wrote(self, tensor: Tensor) -> None:
         """A tensor was written, all of it."""
@@ -68,24 +72,36 @@ class Coverage:
     def drew(self, fill: Fill, storage: UntypedStorage) -> None:
         """A fill was drawn before the end, and so by its number."""
         if fill.source.by_default and not fill.name:
-            self.numbered[storage._cdata] = reference(storage)
+            self.numbered[key_in(storage)] = reference(storage)
             self.drawn.add(fill.number)
 
-    def did(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        """An operation was done."""
+    def misses(self, tensor: Tensor) -> bool:
+        """Whether something of this tensor was not written."""
+        found = self.unwritten.get(key_of(tensor))
+        return found is not None and found.misses(tensor)
+
+    def did(self, done: Operation, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, room: int) -> None:
+        """An operation was done. `room`: the bytes of the first tensor's memory before."""
         made, taken = in_memory(result), in_memory((args, kwargs))
-        for tensor in made:
-            self.seen[key_of(tensor)] = reference(tensor.untyped_storage())
-        if name in EMPTY or (name in COPY and key_of(args[0]) in self.unwritten):
-            for tensor in made:
+        changed = in_memory(done.given(done.written, args, kwargs))
+        for tensor in changed:
+            origins.altered(tensor)
+        own = {key_of(tensor) for tensor in taken}
+        new = [tensor for tensor in made if key_of(tensor) not in own]
+        if done.is_empty or (done.name == "resize_" and made and made[0].untyped_storage().nbytes() > room):
+            for tensor in new if done.is_empty else made:
                 self.made(tensor)
             return
-        written = in_memory([value for argument, value in arguments(func, args, kwargs) if is_written(argument)])
-        for tensor in written:
-            self.wrote(tensor)
-            origins.altered(tensor)
-        if self.numbered and any(key_of(tensor) in self.numbered for tensor in taken):
-            for tensor in (*made, *written):
+        if not done.looks or done.is_view:
+            return
+        # What is written as a whole, without a look at what was in it.
+        over = in_memory([done.given(done.out, args, kwargs), args[0] if done.overwrites and args else None])
+        blind = {key_of(tensor) for tensor in over}
+        spoilt = any(self.misses(tensor) for tensor in taken if key_of(tensor) not in blind)
+        for tensor in (*new, *over) if spoilt else over:
+            (self.made if spoilt else self.wrote)(tensor)
+        if self.numbered and any(key in self.numbered for key in own):
+            for tensor in (*new, *changed):
                 self.numbered[key_of(tensor)] = reference(tensor.untyped_storage())
 
     def problems(self, model: torch.nn.Module, device: torch.device | None) -> Iterator[tuple[str, str]]:
@@ -98,7 +114,7 @@ class Coverage:
                     yield name, "is on the meta device, without memory"
             elif tensor.numel() == 0 and getattr(tensor, "ds_numel", None):
                 yield name, "has no elements here: DeepSpeed ZeRO-3 has taken them to its partitions"
-            elif has_memory(tensor) and key_of(tensor) in self.unwritten:
+            elif has_memory(tensor) and self.misses(tensor):
                 yield name, "was written by nothing"
 
 
@@ -114,32 +130,6 @@ def check(model: torch.nn.Module, found: Iterable[tuple[str, str]]) -> None:
         "Initialise them in the constructor (or have `make` do so after it, as in build(lambda: finish(Model()))), or "
         "pass check=False to take the model as it is"
     )
-
-
-def arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
-    """The arguments of an operation by its schema, with what was given."""
-    for number, argument in enumerate(func._schema.arguments):
-        if number < len(args):
-            yield argument, args[number]
-        elif argument.name in kwargs:
-            yield argument, kwargs[argument.name]
-
-
-def is_written(argument: Any) -> bool:
-    return argument.alias_info is not None and argument.alias_info.is_write
-
-
-def tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors in an argument or a result of an operation, those in its lists, too; of shards the local ones."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for one in value:
-            yield from tensors(one)
-    elif isinstance(value, dict):
-        yield from tensors([*value.values()])
-    elif isinstance(value, Shard):
-        yield value.local
 
 
 def in_memory(value: Any) -> list[Tensor]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Set
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, UntypedStorage
 
-from ..drawing.deferred import Fill, key_of
+from ..drawing.deferred import Fill, key_in, reference
 from ..drawing.streams import Stream
 
 
@@ -47,7 +47,7 @@ class Names:
         self.model, self.seed = model, seed
         self.drawn = drawn  # numbers of calls that were drawn by them: copies have the same stream
         self.found: dict[int, tuple[str, Stream]] = {}  # by the number of the call, whose copies are alike
-        self.places: dict[int, list[Place]] = {}
+        self.places: dict[int, tuple[Any, list[Place]]] = {}  # by memory, with a reference to it
         self.read()
 
     def read(self) -> None:
@@ -55,12 +55,15 @@ class Names:
         self.places.clear()
         for name, tensor in named_tensors(self.model):
             if has_memory(tensor):
+                storage = tensor.untyped_storage()
                 place = Place(name, int(tensor.storage_offset()), tensor.numel(), tensor.dtype)
-                self.places.setdefault(key_of(tensor), []).append(place)
+                self.places.setdefault(key_in(storage), (reference(storage), []))[1].append(place)
 
     def place_of(self, fill: Fill, storage: UntypedStorage) -> Place | None:
         """The tensor that a fill is for, or for a part of."""
-        for place in self.places.get(storage._cdata, ()):
+        if key_in(storage) not in self.places:  # the model may have got other memory since
+            self.read()
+        for place in self.places.get(key_in(storage), (None, ()))[1]:
             size = place.elements * place.dtype.itemsize
             begin, end = place.offset * place.dtype.itemsize, place.offset * place.dtype.itemsize + size
             first = fill.offset * fill.dtype.itemsize

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,10 +17,10 @@ from .. import random
 from ..drawing.deferred import Source
 from ..drawing.originals import originals
 from ..samplers import as_whole
-from .coverage import tensors
+from .operations import tensors
 
 if TYPE_CHECKING:
-    from .accelerate import accelerate
+    from .block import Block
 
 
 is_dynamo_compiling = torch.compiler.is_dynamo_compiling
@@ -155,12 +155,14 @@ def bound(name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs
 
 # --- what a mode is told of --------------------------------------------------------------------
 
-# What gives away where a tensor's memory is, or hands it on, without an operation of torch's.
-GIVES_AWAY = (
+# Methods that give away where a tensor's memory is, or hand it on, without an operation of torch's.
+GIVE_AWAY = (
     *("numpy", "__array__", "data_ptr", "const_data_ptr", "mutable_data_ptr", "untyped_storage", "storage"),
     *("_typed_storage", "__dlpack__", "share_memory_", "__reduce_ex__"),
 )
-READS = ("tolist", "__repr__", "__format__")  # without an operation, or with the modes off
+# What reads without an operation, or with the modes off.
+READ = (Tensor.tolist, Tensor.__repr__, Tensor.__format__, Tensor.new_tensor, Tensor.tensor_split)
+READ_ANY = (torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor, torch.tensor_split)
 # torch's functions that make random tensors, and ours that do it in their place.
 MAKERS: dict[Any, Callable[..., Tensor]] = {
     **{getattr(torch, name): getattr(random, name) for name in random.__all__},
@@ -176,7 +178,7 @@ LAWS: dict[str, tuple[str, tuple[float, ...]]] = {
 class Recogniser(TorchFunctionMode):
     """Is told of the calls of torch's functions and methods, and has those that initialise served by its block."""
 
-    def __init__(self, block: accelerate) -> None:
+    def __init__(self, block: Block) -> None:
         super().__init__()
         self.block = block
 
@@ -186,13 +188,13 @@ class Recogniser(TorchFunctionMode):
         kwargs = kwargs or {}
         if is_dynamo_compiling():  # first: Dynamo need not trace the rest
             return func(*args, **kwargs)
-        act = ACTS.get(getattr(func, "__name__", ""), initialise if "tensor" in kwargs and not args else None)
+        act = ACTS.get(func, initialise if "tensor" in kwargs and not args else None)
         if act is None:
             return func(*args, **kwargs)
         return act(self.block, func, args, kwargs)
 
 
-def initialise(block: accelerate, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def initialise(block: Block, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     frame = sys._getframe(2)
     call, torchs = recognise(func, args, kwargs, frame), functools.partial(func, *args, **kwargs)
     if call is None or block.leaves(call.tensor):
@@ -204,24 +206,45 @@ def initialise(block: accelerate, func: Any, args: tuple[Any, ...], kwargs: dict
     return block.off(block.serve, call, torchs)
 
 
-def make(block: accelerate, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    maker = MAKERS.get(func)
-    if maker is None or block.opt_in:
+def make(block: Block, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if block.opt_in:
         return func(*args, **kwargs)
+    read(block, func, args, {key: value for key, value in kwargs.items() if key != "out"})
     name, values = LAWS.get(func.__name__, ("", ()))
-    block.deferred.source = Source(name, values, kwargs.get("generator") is None)
-    return block.off(maker, *args, **kwargs)
+
+    def made() -> Tensor:
+        block.deferred.source = Source(name, values, kwargs.get("generator") is None)
+        return MAKERS[func](*args, **kwargs)
+
+    return block.off(made)
 
 
-def give_away(block: accelerate, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def give_away(block: Block, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     for tensor in tensors((args, kwargs)):
-        block.off(block.watch.give_away, tensor, func.__name__, func.__name__ not in READS)
+        block.off(block.watch.give_away, tensor, func.__name__)
     return func(*args, **kwargs)
 
 
-Act = Callable[["accelerate", Any, tuple[Any, ...], dict[str, Any]], Any]
-ACTS: dict[str, Act] = {
-    **dict.fromkeys(random.__all__, make),
-    **dict.fromkeys((*GIVES_AWAY, *READS), give_away),
-    **dict.fromkeys((*METHODS, *TELLING, "random_"), initialise),
+def read(block: Block, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    for tensor in tensors((args, kwargs)) if block.deferred.pending else ():
+        block.off(block.watch.draw, tensor, func.__name__)
+
+
+def read_first(block: Block, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    read(block, func, args, kwargs)
+    return func(*args, **kwargs)
+
+
+def known(owner: Any, names: Iterable[str]) -> list[Any]:
+    """torch's functions of these names, as far as it has them."""
+    return [getattr(owner, name) for name in names if hasattr(owner, name)]
+
+
+Act = Callable[["Block", Any, tuple[Any, ...], dict[str, Any]], Any]
+ACTS: dict[Any, Act] = {
+    **dict.fromkeys((*READ, *READ_ANY), read_first),
+    **dict.fromkeys(MAKERS, make),
+    **dict.fromkeys(known(Tensor, GIVE_AWAY), give_away),
+    **dict.fromkeys(known(Tensor, (*METHODS, "random_")), initialise),
+    **dict.fromkeys(known(torch, ("fill_", "zero_")), initialise),
 }
