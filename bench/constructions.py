@@ -21,6 +21,7 @@ import fastinit
 
 from .cases import NOTHING, Case
 from .timing import Call
+from .ways import stores
 
 Make = Callable[[], torch.nn.Module]
 OPERATIONS = 100_000
@@ -84,7 +85,7 @@ class Construction(Case):
 
     model: str = "gpt2"
     how: str = "accelerate"
-    contenders: ClassVar[tuple[str, ...]] = ("fastinit", "torch")
+    contenders: ClassVar[tuple[str, ...]] = ("fastinit", "torch", "stores")
 
     @property
     def built(self) -> Built:
@@ -107,14 +108,27 @@ class Construction(Case):
 
     def calls(self) -> dict[str, Call]:
         make = self.built.make(importlib.import_module(self.built.library))
-        return {"fastinit": functools.partial(self.construct, make), "torch": make}
+        return {
+            "fastinit": functools.partial(self.construct, make),
+            "torch": make,
+            "stores": functools.partial(written_once, make),
+        }
 
-    def construct(self, make: Make) -> None:
+    def construct(self, make: Make) -> torch.nn.Module:
         if self.how == "build":
-            fastinit.build(make)
-            return
+            return fastinit.build(make)
         with fastinit.accelerate():
-            make()
+            model = make()
+        return model  # noqa: RET504  (kept until the block ends, or nothing would be drawn)
+
+
+def written_once(make: Make) -> torch.nn.Module:
+    """The limit: the model without memory, memory for it, and all of that written once by stores alone."""
+    with torch.device("meta"):
+        model = make()
+    model.to_empty(device="cpu")
+    stores([parameter.detach() for parameter in model.parameters()])()
+    return model
 
 
 @dataclass(frozen=True)
@@ -139,13 +153,14 @@ class InHalf(Construction):
 
 @dataclass(frozen=True)
 class Idle(Case):
-    """A block of `accelerate` with nothing to do, against none: OPERATIONS small additions."""
+    """OPERATIONS small additions inside `accelerate`, while nothing or something is `pending`, against outside."""
 
+    pending: bool = False
     contenders: ClassVar[tuple[str, ...]] = ("fastinit", "torch")
 
     @property
     def name(self) -> str:
-        return f"{OPERATIONS:,} additions inside accelerate()"
+        return f"{OPERATIONS:,} additions inside accelerate()" + ", something pending" * self.pending
 
     @property
     def elements(self) -> int:
@@ -160,7 +175,9 @@ class Idle(Case):
 
         def inside() -> None:
             with fastinit.accelerate():
+                kept = torch.empty(8).normal_() if self.pending else None
                 add()
+            del kept
 
         return {"fastinit": inside, "torch": add}
 
@@ -184,6 +201,32 @@ class Skipped(Construction):
         return {name: functools.partial(without, call) for name, call in calls.items()}
 
 
+@dataclass(frozen=True)
+class Tiny(Case):
+    """A thousand layers of 8 x 8, one by one, inside `accelerate` against outside."""
+
+    contenders: ClassVar[tuple[str, ...]] = ("fastinit", "torch")
+
+    @property
+    def name(self) -> str:
+        return "1,000 Linear(8, 8) inside accelerate()"
+
+    @property
+    def elements(self) -> int:
+        return 72_000
+
+    def calls(self) -> dict[str, Call]:
+        def make() -> list[torch.nn.Module]:
+            return [torch.nn.Linear(8, 8) for _ in range(1000)]
+
+        def inside() -> list[torch.nn.Module]:
+            with fastinit.accelerate():
+                made = make()
+            return made  # noqa: RET504
+
+        return {"fastinit": inside, "torch": make}
+
+
 def construction(model: str, how: str) -> Construction:
     return Construction("", NOTHING, torch.float32, (), model=model, how=how)
 
@@ -192,8 +235,12 @@ def billion() -> InHalf:
     return InHalf("", NOTHING, torch.bfloat16, (), model="billion", how="build")
 
 
-def idle() -> Idle:
-    return Idle("", NOTHING, torch.float32, (8,))
+def idle(pending: bool = False) -> Idle:
+    return Idle("", NOTHING, torch.float32, (8,), pending=pending)
+
+
+def tiny() -> Tiny:
+    return Tiny("", NOTHING, torch.float32, ())
 
 
 def skipped() -> Skipped:

@@ -160,11 +160,14 @@ def constructed() -> Iterator[Floor]:
         for how, target in zip(("accelerate", "build"), least, strict=True):
             if constructions.is_installed(constructions.MODELS[model].library):
                 case = constructions.construction(model, how)
-                yield Floor(case, (torchs(target, 1.5),), budget=0.1, ci=model == "gpt2")
+                once = Bound("stores", 1.5, 4, faster=False)
+                yield Floor(case, (torchs(target, 1.5), once), budget=0.3, ci=model == "gpt2")
     if constructions.is_installed("transformers"):
         yield Floor(constructions.billion(), (torchs(11, 1.5),), budget=0.1, ci=False)
         yield Floor(constructions.skipped(), (Bound("torch", 1.1, 2, faster=False),))
     yield Floor(constructions.idle(), (Bound("torch", 4, 8, faster=False),))
+    yield Floor(constructions.idle(pending=True), (Bound("torch", 6, 12, faster=False),), ci=False)
+    yield Floor(constructions.tiny(), (Bound("torch", 10, 20, faster=False),), ci=False)
 
 
 FLOORS = (*large(), *small(), *samplers(), *made(), *others(), *many(), *constructed())

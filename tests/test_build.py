@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 
@@ -237,7 +238,7 @@ def test_on_the_meta_device_nothing_is_expected_to_be_written():
 def test_later_initialisations_find_a_usual_model():
     model = build(Small, seed=SEED)
     model.linear.reset_parameters()
-    model(torch.ones(2)) if False else model.linear(torch.ones(2, 30)).sum().backward()
+    model.linear(torch.ones(2, 30)).sum().backward()
     assert model.linear.weight.grad is not None
 
 
@@ -258,8 +259,16 @@ def left(module, shape=(6, 4), **options):
     return module.a
 
 
-class Module2(nn.Module):
-    pass
+def parameter(module, tensor):
+    module.a = nn.Parameter(tensor, requires_grad=False)
+
+
+def halves(module, written):
+    flat = torch.empty(100)
+    module.a, module.b = nn.Parameter(flat[:30]), nn.Parameter(flat[32:60])
+    nn.init.normal_(module.a)
+    if written:
+        nn.init.normal_(module.b)
 
 
 HOLES = {
@@ -272,6 +281,25 @@ HOLES = {
     "like": (lambda m: setattr(m, "a", nn.Parameter(torch.empty_like(m.linear.weight))), "a was written by nothing"),
     "new_empty": (lambda m: setattr(m, "a", nn.Parameter(m.linear.weight.new_empty(3))), "a was written by nothing"),
     "copied": (lambda m: setattr(m, "a", nn.Parameter(torch.empty(9).clone())), "a was written by nothing"),
+    "scaled": (lambda m: parameter(m, torch.empty(10) * 0.02), "a was written by nothing"),
+    "scaled in place": (lambda m: parameter(m, torch.empty(10).mul_(0.02)), "a was written by nothing"),
+    "joined": (lambda m: parameter(m, torch.cat([torch.empty(10), torch.zeros(3)])), "a was written by nothing"),
+    "stacked": (lambda m: parameter(m, torch.stack([torch.empty(10)] * 2)), "a was written by nothing"),
+    "repeated": (lambda m: parameter(m, torch.empty(10).repeat(2)), "a was written by nothing"),
+    "deep copy": (lambda m: parameter(m, copy.deepcopy(torch.empty(4, 4))), "a was written by nothing"),
+    "copied from": (lambda m: parameter(m, torch.zeros(10).copy_(torch.empty(10))), "a was written by nothing"),
+    "loaded": (
+        lambda m: m.linear.load_state_dict(nn.utils.skip_init(nn.Linear, 3, 4).state_dict()),
+        "linear.weight was written by nothing",
+    ),
+    "chosen": (lambda m: parameter(m, torch.empty(4, 4)[torch.tensor([0, 1])]), "a was written by nothing"),
+    "triangle": (lambda m: parameter(m, torch.triu(torch.empty(4, 4))), "a was written by nothing"),
+    "resized from none": (lambda m: parameter(m, torch.empty(0).resize_(10)), "a was written by nothing"),
+    "resized": (lambda m: parameter(m, torch.zeros(2).resize_(10)), "a was written by nothing"),
+    "by indices": (lambda m: left(m).data.__setitem__(torch.tensor([1, 2]), 0), "a was written by nothing"),
+    "masked": (lambda m: left(m).data.masked_fill_(torch.eye(6, 4, dtype=torch.bool), 0), "a was written by nothing"),
+    "overlapping parts": (lambda m: [left(m).data[k : k + 3].zero_() for k in (0, 1)], "a was written by nothing"),
+    "half of one memory": (lambda m: halves(m, written=False), "b was written by nothing"),
     "to_empty": (lambda m: m.linear.to_empty(device="cpu"), "linear.weight was written by nothing"),
     "meta": (lambda m: left(m, device="meta"), "a is on the meta device"),
     "lazy": (lambda m: setattr(m, "a", nn.LazyLinear(3)), "a.weight is lazy"),
@@ -284,7 +312,16 @@ WRITTEN = {
     "out": lambda m: torch.eye(4, out=left(m, (4, 4)).data),
     "numpy": lambda m: left(m).detach().numpy().fill(3),
     "data": lambda m: setattr(left(m), "data", torch.ones(3)),
-    "element by element": lambda m: [left(m, 3).__setitem__(k, 1.0) for k in range(1)] and m.a.data.fill_(1),
+    "element by element": lambda m: [part.__setitem__(k, 1.0) for part in [left(m, 3).data] for k in range(3)],
+    "column by column": lambda m: [part.zero_() for part in left(m).data.split(1, dim=1)],
+    "padded": lambda m: parameter(m, nn.init.normal_(torch.empty(12, 4)[:10])),
+    "parts of one memory": lambda m: halves(m, written=True),
+    "with gaps": lambda m: parameter(m, torch.empty_strided((3, 3), (4, 1)).normal_()),
+    "a written part is used": lambda m: parameter(m, torch.empty(12, 4)[:10].normal_() * 2),
+    "shapes": lambda m: parameter(m, torch.zeros_like(torch.empty(4))),
+    "views": lambda m: parameter(m, torch.empty(4, 3).t().normal_()),
+    "foreach": lambda m: torch._foreach_zero_([left(m).data]),
+    "clone of a part": lambda m: parameter(m, torch.empty(9)[:4].zero_().clone()),
     "fastinit": lambda m: fastinit.dirac_(left(m, (4, 4, 3))),
     "fastinit's stream": lambda m: fastinit.normal_(left(m), stream=Stream(2)),
     "fastinit's shard": lambda m: fastinit.normal_(fastinit.shard(left(m), (8, 4), (2, 0))),

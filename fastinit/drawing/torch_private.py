@@ -134,9 +134,11 @@ DispatchMode: Any = find("torch.utils._python_dispatch.TorchDispatchMode", objec
 WeakMemory: Any = find("torch.multiprocessing.reductions.StorageWeakRef", None)
 memory_of: Callable[[int], Any] = find("torch.UntypedStorage._new_with_weak_ptr", nothing)
 find("torch.UntypedStorage._cdata", None)
-# The stack of function modes, changed one by one.
+# The stacks of modes, changed one by one.
 push_function_mode: Callable[[Any], None] = find("torch.overrides._push_mode", nothing)
 pop_function_mode: Callable[[], Any] = find("torch.overrides._pop_mode", nothing)
+push_dispatch_mode: Callable[[Any], None] = find("torch._C._push_on_torch_dispatch_stack", nothing)
+pop_dispatch_mode: Callable[[Any], Any] = find("torch._C._pop_torch_dispatch_stack", nothing)
 # The innermost mode of each kind.
 function_mode_at: Callable[[int], Any] = find("torch._C._get_function_stack_at", nothing)
 dispatch_mode_at: Callable[[int], Any] = find("torch._C._get_dispatch_stack_at", nothing)

@@ -161,10 +161,19 @@ class Block:
         finally:
             with_modes(modes)
 
+    def is_innermost(self, found: Sequence[weakref.ref[Any]]) -> bool:
+        return bool(found) and found[-1]() is self.watched
+
+    def served(self, call: Call, torchs: Callable[[], Any]) -> Any:
+        """Have a call served that a mode was told of."""
+        if private.function_modes() or not self.is_innermost(blocks.get()):
+            return self.off(self.serve, call, torchs)
+        return self.watch.off(self.serve, call, torchs)  # the usual case: no other mode, task or batch
+
     def in_block(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Modes are a thread's, blocks are a context's: another task of asyncio's does not know of this one."""
         found = blocks.get()
-        if self.watched.over or any(ref() is self.watched for ref in found):
+        if self.is_innermost(found) or self.watched.over or any(ref() is self.watched for ref in found):
             return function(*args, **kwargs)
         return within((*found, weakref.ref(self.watched)), function, *args, **kwargs)
 

@@ -38,6 +38,7 @@ PLACES = {
 }
 Serve = Callable[[str, Function, tuple[Any, ...], dict[str, Any]], Any]
 lock = threading.RLock()  # which a signal handler may take once more
+wrappers: dict[tuple[str, Function], Function] = {}  # that were made already
 users: set[Any] = set()  # blocks that are open, in all threads
 replaced: dict[tuple[str, str], tuple[Any, str, Function, Function]] = {}  # owner, name, what stood there, its wrapper
 
@@ -69,7 +70,7 @@ def install(serve: Serve) -> None:
         function = getattr(owner, name, None)
         # Somebody else's function stays where it is: what it does is what is wanted.
         if callable(function) and (place[0] != torch.nn.init.__name__ or originals.is_torchs(name, function)):
-            wrapper = wrap(what, function, serve)
+            wrapper = wrappers.get((what, function)) or wrap(what, function, serve)
             replaced[place] = owner, name, function, wrapper
             setattr(owner, name, wrapper)
 
@@ -88,4 +89,5 @@ def wrap(what: str, function: Function, serve: Serve) -> Function:
         return serve(what, function, args, kwargs)
 
     originals.wrappers.add(wrapper)
+    wrappers[what, function] = wrapper
     return wrapper

@@ -34,7 +34,8 @@ class Operation:
     def __init__(self, func: Any) -> None:
         aten = func.namespace == "aten"
         self.name = str(func.overloadpacket.__name__)
-        self.looks = not (aten and (func.is_view or self.name in NO_LOOK))
+        takes = any("Tensor" in str(argument.type) for argument in func._schema.arguments)
+        self.looks = takes and not (aten and (func.is_view or self.name in NO_LOOK))
         self.is_view = bool(func.is_view)
         self.is_empty = aten and self.name in EMPTY
         self.overwrites = aten and self.name.removeprefix("_foreach_") in OVERWRITES

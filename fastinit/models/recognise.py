@@ -203,7 +203,7 @@ def initialise(block: Block, func: Any, args: tuple[Any, ...], kwargs: dict[str,
         return torchs()  # an error, or a step of autograd's
     if (caller := initialiser_of(frame)) is not None and caller[0] in LONGER:
         block.watch.escaped[f"{caller[0]} imported by name: torch's algorithm, from fastinit's samples"] += 1
-    return block.off(block.serve, call, torchs)
+    return block.served(call, torchs)
 
 
 def make(block: Block, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
