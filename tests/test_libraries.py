@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from common import python, same_bits
-from test_models import MOST_Z, SEED, by_torch, distance, worst
+from moments import MOST_Z, SEED, by_torch, distance, worst
 from torch import nn
 
 import fastinit

@@ -123,6 +123,7 @@ def run_compare(arguments: argparse.Namespace) -> int:
 def run_audit(arguments: argparse.Namespace) -> int:
     from ..models.audit import audit
     from ..models.build import constructed_by_name
+    from ..models.show import plural
     from .table import new_console
 
     settings = dict(setting(text) for text in arguments.set)
@@ -137,7 +138,7 @@ def run_audit(arguments: argparse.Namespace) -> int:
     console = new_console()
     console.print(found)
     for name, count in report.escaped.items():
-        console.print(f"drawn by torch: {name}, {count} times", soft_wrap=True)
+        console.print(f"drawn by torch: {name}, {plural(count, 'time')}", soft_wrap=True)
     if arguments.plot is not None:
         found.plot(arguments.plot)
     if arguments.json is not None:
@@ -170,14 +171,15 @@ def made(text: str) -> Any:
         if not isinstance(call, ast.Call):
             raise ValueError
         arguments = [ast.literal_eval(argument) for argument in call.args]
-        named = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+        named = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg is not None}
+        if len(named) < len(call.keywords):
+            raise ValueError
     except (ValueError, SyntaxError) as error:
         raise Misuse(f"expected MODULE:CALLABLE(NAME=VALUE, ...) with Python literals, got {text!r}") from error
+    make = found(f"{module_name}:{path}")
     try:
-        return found(f"{module_name}:{path}")(*arguments, **named)
-    except Exception as error:
-        if isinstance(error, Misuse):
-            raise
+        return make(*arguments, **named)
+    except Exception as error:  # somebody else's code can raise anything
         raise Misuse(f"{text} raised {type(error).__name__}: {one_line(error)}") from error
 
 

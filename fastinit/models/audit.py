@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -70,7 +70,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Audit:
-    """A model's parameters, one row each. `print` shows the table with rich, `table()`, `to_json()`, `plot(path)`."""
+    """A model's parameters, one row each: `rich.print` shows all of it; `table()`, `to_json()`, `plot(path)`."""
 
     model: str
     rows: tuple[Row, ...]
@@ -116,7 +116,7 @@ class Audit:
 
 
 def audit(model: torch.nn.Module, *, problems: Iterable[tuple[str, str]] = ()) -> Audit:
-    """Look at every parameter of a model: its moments beside what its law promises, and what is wrong with it.
+    """Look at every parameter of a model (not at buffers): its moments beside what its law promises, and what is odd.
 
     Laws are known of what `accelerate` and `build` drew and nobody has changed since; of any other model the moments
     are shown, and what can be seen without a law: numbers that are not finite, or as large as only unwritten memory is;
@@ -142,6 +142,7 @@ def audit(model: torch.nn.Module, *, problems: Iterable[tuple[str, str]] = ()) -
     return Audit(type(model).__name__, (*rows, *missing))
 
 
+SAME = "has the same values as another one"
 WRITE = "initialise it in the constructor, or leave it out"
 
 
@@ -286,8 +287,8 @@ def with_twins(rows: Sequence[Row], tensors: Mapping[str, Tensor]) -> Iterator[R
             yield row
             continue
         hint = "as the layers of torch.nn.TransformerEncoder, which are copies; initialise each, if they should differ"
-        finding = Finding(False, "has the same values as another one", hint)
-        yield Row(**{**vars(row), "same_as": twin, "findings": (*row.findings, finding)})
+        finding = Finding(False, SAME, hint)
+        yield replace(row, same_as=twin, findings=(*row.findings, finding))
 
 
 def plain(value: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from .audit import MOST_Z, Audit, Finding, Row
+from .audit import MOST_Z, SAME, Audit, Finding, Row
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -93,7 +93,7 @@ def lines(audit: Audit) -> list[Text]:
     kinds: dict[Finding, list[str]] = {}
     twins = {row.name: row.same_as for row in audit.rows}
     for name, finding in sorted(audit.findings, key=lambda found: not found[1].error):
-        twin = f" (= {twins[name]})" if twins[name] and "same values" in finding.text else ""
+        twin = f" (= {twins[name]})" if twins[name] and finding.text == SAME else ""
         kinds.setdefault(finding, []).append(name + twin)
     shown = []
     for finding, names in kinds.items():

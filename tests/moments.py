@@ -1,0 +1,42 @@
+"""Two models, parameter by parameter: have they the same laws?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from fastinit.models.names import named_tensors
+
+SEED = 20261128
+MOST_Z = 6.0  # standard errors: one true parameter in 5e8 fails
+
+
+def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """How many standard errors two samples' means and standard deviations are apart."""
+    a, b = ours.detach().double().flatten(), theirs.detach().double().flatten()
+    if a.numel() < 2 or (a.std() == 0 and b.std() == 0):
+        return 0.0 if torch.equal(a, b) else math.inf
+    means = (a.mean() - b.mean()).abs() / math.sqrt((a.var() + b.var()) / a.numel())
+    error = [((x - x.mean()).pow(4).mean() - x.var() ** 2).clamp(min=0) / x.numel() / (4 * x.var()) for x in (a, b)]
+    stds = (a.std() - b.std()).abs() / math.sqrt(sum(error)) if a.numel() >= 32 else torch.tensor(0.0)
+    return max(means.item(), stds.item())
+
+
+def worst(ours: nn.Module, theirs: nn.Module) -> tuple[float, str]:
+    found, expected = dict(named_tensors(ours)), dict(named_tensors(theirs))
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        assert (tensor.shape, tensor.dtype, type(tensor)) == (
+            expected[name].shape,
+            expected[name].dtype,
+            type(expected[name]),
+        )
+    return max((distance(tensor, expected[name]), name) for name, tensor in found.items())
+
+
+def by_torch(make: Callable[[], nn.Module]) -> nn.Module:
+    torch.manual_seed(SEED)
+    return make()
