@@ -367,3 +367,25 @@ def test_parameters_on_another_device_are_refused_as_torch_refuses_them():
         fastinit.bernoulli_(torch.empty(100), torch.rand(100, device=DEVICE))
     with pytest.raises(RuntimeError):
         fastinit.bernoulli_(torch.empty(100, device=DEVICE), torch.rand(100))
+
+
+@pytest.mark.parametrize("defer", [True, False])
+def test_in_a_block_of_accelerate(defer):
+    """Models on a GPU: the last draw of each tensor alone, in the order of the calls."""
+    torch.manual_seed(3)
+    expected = [fastinit.uniform_(torch.empty(300, 200)) for _ in range(4)][-1]
+    torch.manual_seed(3)
+    with fastinit.accelerate(defer=defer) as report:
+        tensor = torch.empty(300, 200, device=DEVICE)
+        for _ in range(4):
+            torch.nn.init.uniform_(tensor)
+        other = torch.nn.init.normal_(torch.empty(9, device=DEVICE)) + 1
+    assert same_bits(tensor.cpu(), expected)
+    assert other.mean() > 0
+    assert not report.escaped
+    assert report.drawn == (2 if defer else 5)
+    noise = fastinit.build(torch.nn.Linear, 300, 200, seed=4, device=DEVICE)
+    assert same_bits(noise.weight.detach().cpu(), fastinit.build(torch.nn.Linear, 300, 200, seed=4).weight.detach())
+    with fastinit.accelerate() as report:
+        torch.nn.functional.dropout(torch.ones(50, device=DEVICE))
+    assert report.escaped

@@ -144,7 +144,7 @@ def serve(
                 key = None
     if key is not None:
         if tensor.is_cuda:
-            if fill_gpu(tensor, key, address, generator, stream):
+            if not (blocks.get() and batch.watched()) and fill_gpu(tensor, key, address, generator, stream):
                 return target
         elif (plan := plans.get(key)) is not None and (count := tensor.numel()) <= plan.most:
             if stream is not None:
