@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 CHUNK = 1 << 22  # elements that are looked at in float64 at a time
 MOST_Z = 6.0  # standard errors; a true sample is as far away once in 5e8
 FEW = 32  # elements below which a standard deviation says little
-SAMPLE = 1 << 16  # elements that a picture shows, at most
+SAMPLE = 1 << 14  # elements that a picture shows, at most
 HUGE = 1e6  # no initialiser writes such numbers; memory that nothing has written has them
 
 
@@ -171,7 +171,8 @@ def look(name: str, parameter: Tensor, problem: str | None) -> Row:
                 "an in-place call of an initialiser with that scale is drawn by name",
             )
         )
-    sample = None if seen is None or tensor.is_complex() else tensor.reshape(-1)[:: -(-tensor.numel() // SAMPLE) | 1]
+    step = -(-tensor.numel() // SAMPLE) | 1 if seen is not None else 1  # odd, so that no column is left out
+    sample = None if seen is None or tensor.is_complex() else tensor.reshape(-1)[::step].clone()
     return Row(name, shape, name_of(parameter.dtype), law, by, expected, seen, z, None, tuple(found), sample)
 
 
