@@ -16,7 +16,6 @@ from common import python, same_bits
 from moments import MOST_Z, SEED, by_torch, distance, worst
 from torch import nn
 
-import fastinit
 from fastinit import accelerate, audit, build
 from fastinit.models.names import named_tensors
 from fastinit.models.report import Report
@@ -255,22 +254,3 @@ def test_megatron_core():
 def test_deepspeed():
     needed("deepspeed")
     python(DEEPSPEED)
-
-
-def test_what_a_meta_model_s_own_method_leaves_out_is_named():
-    """transformers' CLIP and wav2vec2: parameters that only the constructor writes."""
-    transformers = needed("transformers")
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = transformers.CLIPConfig(
-        text_config={**sizes, "vocab_size": 500}, vision_config={**sizes, "image_size": 16, "patch_size": 8}
-    )
-
-    def make():
-        with torch.device("meta"):
-            model = transformers.CLIPModel(config)
-        model.to_empty(device="cpu")
-        model.init_weights()
-        return model
-
-    with pytest.raises(fastinit.models.coverage.CoverageError, match="logit_scale was written by nothing"):
-        build(make)

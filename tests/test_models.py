@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -13,6 +14,7 @@ from moments import MOST_Z, SEED, by_torch, worst
 from torch import nn
 
 from fastinit import accelerate, audit, build
+from fastinit.models.coverage import CoverageError
 from fastinit.models.names import named_tensors
 
 ROOT = Path(__file__).parent.parent
@@ -143,3 +145,18 @@ def test_a_model_on_meta_is_initialised_by_its_own_method():
     for name, parameter in model.named_parameters():
         assert same_bits(parameter.detach(), expected[name].detach()), name
     assert not report.escaped
+
+
+@pytest.mark.parametrize(("name", "hole"), [("CLIP", "logit_scale"), ("Wav2Vec2", "weight.original0")])
+def test_what_a_meta_model_s_own_method_leaves_out_is_named(name, hole):
+    """Parameters that only the constructor writes."""
+
+    def make():
+        with torch.device("meta"):
+            model = MODELS[name]()
+        model.to_empty(device="cpu")
+        model.init_weights()
+        return model
+
+    with pytest.raises(CoverageError, match=rf"{re.escape(hole)} was written by nothing"):
+        build(make)
