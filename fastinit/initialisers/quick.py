@@ -209,7 +209,8 @@ def serve_list(
     """Serve a call with a list of tensors: ordinary ones many at a time, others one by one. See `lists`."""
     targets = cast("Sequence[Any]", listed)
     streams, obeyed = streams_of(targets, stream), name if elsewhere is None else elsewhere.obeys
-    usual = {*map(type, values)} <= PLAIN and (stream is None or generator is None)
+    # Dynamo of torch 2.8 compares no sets.
+    usual = not in_graph() and {*map(type, values)} <= PLAIN and (stream is None or generator is None)
 
     def many(part: slice, own: list[Job]) -> bool:
         moment = ordinary_address(PROBE, generator, fast, None, obeyed) and forced_engine.get() is None
