@@ -5,7 +5,9 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 # Before fastinit is imported: kernels of this run are compiled for this run, whatever the user's cache holds.
@@ -25,6 +27,16 @@ settings.load_profile("fastinit")
 @pytest.fixture(autouse=True)
 def _fixed_seed():
     torch.manual_seed(20260101)
+
+
+@pytest.fixture
+def their_imports(monkeypatch):
+    """Libraries import lazily: our folder kernels/ is not the package of that name, and their warnings are not ours."""
+    root = Path(__file__).parent.parent
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if Path(entry).resolve() != root])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @pytest.fixture

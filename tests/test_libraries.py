@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
-import warnings
 from pathlib import Path
 
 import pytest
@@ -23,13 +21,7 @@ from fastinit.models.report import Report
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(autouse=True)
-def _theirs(monkeypatch):
-    """Their warnings are not ours, and our folder kernels/ is not the package of that name that they look for."""
-    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if Path(entry).resolve() != ROOT])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+pytestmark = pytest.mark.usefixtures("their_imports")
 
 
 def needed(name: str):

@@ -65,13 +65,7 @@ MODELS = {
 BY_NUMBER = {"Mamba": {"dt_proj.bias"}, "Wav2Vec2": {"parametrizations.weight"}}
 
 
-@pytest.fixture(autouse=True)
-def _theirs(monkeypatch):
-    """transformers imports its models when they are asked for; their warnings are not ours."""
-    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if Path(entry).resolve() != ROOT])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+pytestmark = pytest.mark.usefixtures("their_imports")
 
 
 @pytest.mark.parametrize("name", MODELS)

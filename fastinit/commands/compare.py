@@ -159,7 +159,7 @@ def constant_of(call: Call) -> float | None:
     if call.initialiser == "constant_":
         value = call.arguments["val"]
         return None if isinstance(value, complex) else float(value)
-    return {"zeros_": 0.0, "ones_": 1.0}.get(call.initialiser)
+    return float(table.VALUES[call.initialiser]) if call.initialiser in table.VALUES else None
 
 
 # --- replaying ---------------------------------------------------------------------------------

@@ -168,6 +168,7 @@ OF_SHAPES = {
 }
 # What is no law of independent elements, and what draws nothing.
 MATRICES, CONSTANTS = ("orthogonal_", "sparse_"), ("constant_", "ones_", "zeros_", "eye_", "dirac_")
+VALUES = {"zeros_": 0, "ones_": 1}  # what those write that take no value
 NAMES = tuple(name for name in (*OF_NUMBERS, *OF_SHAPES, *MATRICES, *CONSTANTS) if name in originals.NAMES)
 
 

@@ -20,7 +20,7 @@ from ..drawing.route import TORCH, changes_nothing, decided_by_others, outside_c
 from ..init import dirac_, eye_, orthogonal_, sparse_
 from ..initialisers import constants
 from ..initialisers.quick import Elsewhere, serve
-from ..initialisers.table import CONSTANTS, OF_SHAPES
+from ..initialisers.table import CONSTANTS, OF_SHAPES, VALUES
 from ..samplers import bernoulli_
 from . import functions
 from .coverage import Coverage
@@ -35,7 +35,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 MATRICES: dict[str, Callable[..., Tensor]] = {"orthogonal_": orthogonal_, "sparse_": sparse_}
 PATTERNS: dict[str, Callable[..., Tensor]] = {"eye_": eye_, "dirac_": dirac_}  # which draw nothing
-VALUES = {"zeros_": 0, "ones_": 1}
 
 
 class _Here(threading.local):
@@ -257,12 +256,9 @@ def dispatch(what: str, function: Callable[..., Any], args: tuple[Any, ...], kwa
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """torch's default CPU generator begins at `seed`, and is afterwards as it was before."""
-    before = torch.default_generator.get_state()
-    try:
+    with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
-    finally:
-        torch.default_generator.set_state(before)
 
 
 def draw_at_once() -> None:

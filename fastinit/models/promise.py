@@ -11,11 +11,10 @@ from torch import Tensor
 
 from ..drawing.deferred import Fill
 from ..drawing.tell import quiet
-from ..initialisers.table import OF_NUMBERS, OF_SHAPES, as_numbers
+from ..initialisers.table import OF_NUMBERS, OF_SHAPES, VALUES, as_numbers
 from .origins import Origin
 
 Moments = tuple[float, float]
-VALUE = {"zeros_": 0.0, "ones_": 1.0}
 
 
 class Promise(NamedTuple):
@@ -72,8 +71,8 @@ def moments_of(fill: Fill) -> Moments | None:
 
 
 def found(name: str, values: Sequence[Any], layout: Any, dtype: torch.dtype, shape: Sequence[int]) -> Moments | None:
-    if name in VALUE:
-        return VALUE[name], 0.0
+    if name in VALUES:
+        return float(VALUES[name]), 0.0
     if name == "constant_":
         return float(values[0]), 0.0
     if name == "orthogonal_":

@@ -201,7 +201,7 @@ def initialise(block: Block, func: Any, args: tuple[Any, ...], kwargs: dict[str,
         return torchs()
     if args and call.tensor.requires_grad and torch.is_grad_enabled():
         return torchs()  # an error, or a step of autograd's
-    if (caller := initialiser_of(frame)) is not None and caller[0] in LONGER:
+    if call.name == "normal_" and args and (caller := initialiser_of(frame)) is not None and caller[0] in LONGER:
         block.watch.escaped[f"{caller[0]} imported by name: torch's algorithm, from fastinit's samples"] += 1
     return block.served(call, torchs)
 

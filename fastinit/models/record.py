@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import init
 from ..drawing.deferred import Fill
 from ..initialisers.table import CONSTANTS, NAMES
+from ..initialisers.values import signature_of
 from .build import constructed
 from .origins import origin_of
 
@@ -53,17 +51,10 @@ def call_of(name: str, parameter: Tensor) -> Call | None:
     source = fill.source
     if source.initialiser not in NAMES or source.layout is not None or not is_all_of(fill, parameter):
         return None
-    arguments = dict(zip(parameters_of(source.initialiser), source.values, strict=False))
+    arguments = dict(zip(signature_of(source.initialiser.removesuffix("_")).parameters, source.values, strict=False))
     return Call(name, source.initialiser, fill.tensor(parameter.detach().untyped_storage()), arguments)
 
 
 def is_all_of(fill: Fill, parameter: Tensor) -> bool:
     """Whether a fill of a parameter's memory is of the parameter, and all of it."""
     return fill.offset == parameter.storage_offset() and fill.elements == parameter.numel()
-
-
-@functools.cache
-def parameters_of(name: str) -> tuple[str, ...]:
-    """The names of an initialiser's arguments behind the tensor."""
-    _, *rest = inspect.signature(getattr(init, name)).parameters
-    return tuple(rest)
