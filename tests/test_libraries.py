@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,9 +16,6 @@ from torch import nn
 from fastinit import accelerate, audit, build
 from fastinit.models.names import named_tensors
 from fastinit.models.report import Report
-
-ROOT = Path(__file__).parent.parent
-
 
 pytestmark = pytest.mark.usefixtures("their_imports")
 
