@@ -102,7 +102,10 @@ def test_an_empty_job_is_done():
 
 
 def test_no_python_runs_in_a_piece(two_threads, monkeypatch):
-    """A hook that counts calls in every thread: as many for a job of one piece as for one of two hundred."""
+    """A hook that counts calls in every thread: a job of a thousand pieces makes about as many as one of two.
+
+    Not exactly: a thread that starts makes a dozen calls more when whoever starts it has to wait for it.
+    """
 
     def calls(count: int) -> int:
         out, job, events = torch.empty(count), Job(), []
@@ -117,9 +120,9 @@ def test_no_python_runs_in_a_piece(two_threads, monkeypatch):
             threading.setprofile(None)
         return len(events)
 
-    few, many = calls(2 << 14), calls(200 << 14)
+    few, many = calls(2 << 14), calls(1000 << 14)
     assert few > 0
-    assert many <= few + 2
+    assert many <= few + 100
 
 
 def test_helpers_are_python_s_threads_that_stay_in_compiled_code(two_threads):
