@@ -43,8 +43,13 @@ from .init import (
     zeros_,
 )
 from .models.accelerate import accelerate
+from .models.apply import apply
 from .models.audit import audit
 from .models.build import build
+from .models.checkpoint import write_checkpoint
+from .models.initialize import initialize
+from .models.meta import meta
+from .models.rules import Rule, RulesError
 from .samplers import bernoulli_, cauchy_, exponential_, geometric_, log_normal_, random_
 from .scaled import (
     depth_scaled_normal_,
@@ -63,15 +68,16 @@ from .structured import convolution_orthogonal_, delta_orthogonal_, identity_
 __version__ = "0.1.0"
 
 __all__ = [
-    "CONTRACT", "Stream", "accelerate", "audit", "batch", "bernoulli_", "bits_", "build", "calculate_gain", "cauchy_",
-    "constant", "constant_", "convolution_orthogonal_", "delta_orthogonal_", "depth_scaled_normal_", "dirac",
-    "dirac_", "exponential_", "eye", "eye_", "flag", "geometric_", "glorot_normal_", "glorot_uniform_",
-    "he_normal_", "he_uniform_", "identity_", "kaiming_normal", "kaiming_normal_", "kaiming_uniform",
-    "kaiming_uniform_", "lecun_normal_", "lecun_uniform_", "log_normal_", "mup_normal_", "normal", "normal_",
-    "ones_", "orthogonal", "orthogonal_", "random", "random_", "shard", "sparse", "sparse_", "trunc_normal_",
-    "uniform", "uniform_", "uniform_unit_scaling_", "use_engine", "variance_scaling_", "xavier_normal",
-    "xavier_normal_", "xavier_uniform", "xavier_uniform_", "zeros_",
+    "CONTRACT", "Rule", "RulesError", "Stream", "accelerate", "apply", "audit", "batch", "bernoulli_", "bits_",
+    "build", "calculate_gain", "cauchy_", "constant", "constant_", "convolution_orthogonal_", "delta_orthogonal_",
+    "depth_scaled_normal_", "dirac", "dirac_", "exponential_", "eye", "eye_", "flag", "geometric_", "glorot_normal_",
+    "glorot_uniform_", "he_normal_", "he_uniform_", "identity_", "initialize", "kaiming_normal", "kaiming_normal_",
+    "kaiming_uniform", "kaiming_uniform_", "lecun_normal_", "lecun_uniform_", "log_normal_", "meta", "mup_normal_",
+    "normal", "normal_", "ones_", "orthogonal", "orthogonal_", "random", "random_", "recipes", "shard", "sparse",
+    "sparse_", "trunc_normal_", "uniform", "uniform_", "uniform_unit_scaling_", "use_engine", "variance_scaling_",
+    "write_checkpoint", "xavier_normal", "xavier_normal_", "xavier_uniform", "xavier_uniform_", "zeros_",
 ]  # fmt: skip
 
 # Every public function that fills a tensor has a value of its name; bits_ is no initialiser.
 initialisers.functions |= {name: globals()[name] for name in __all__ if name[-1] == "_" and name != "bits_"}
+from .models import recipes  # noqa: E402 (its rules are made of these values)

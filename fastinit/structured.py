@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 from torch import Generator, Tensor
 
-from .drawing import flags, originals
+from .drawing import originals
 from .drawing.regions import Target, local_of
 from .drawing.route import TORCH, way
 from .drawing.streams import Stream, source
@@ -60,15 +60,30 @@ def delta_orthogonal_(
     stream = alone(stream)
     target = outputs_first("delta_orthogonal_", tensor, layout)
     local = local_of(tensor)
-    if originals.is_kept("orthogonal_", local):
+    if local.is_meta or originals.is_kept("orthogonal_", local):
         return tensor
-    fast = flags.flag_of(local) if fast is None else fast
-    matrix = orthogonal_(
-        torch.empty(target.shape[:2], dtype=local.dtype, device=local.device), gain, generator, fast=fast, stream=stream
-    )
-    if not local.is_meta:
-        matrices.in_the_middle(target, matrix)
+    by = way(tensor, generator, fast, stream, "orthogonal_")
+    if by is TORCH:
+        matrices.in_the_middle(target, orthogonal_(middle_of(target), gain, generator, fast=False))
+    else:
+        draw_whole("delta_orthogonal_", by, target, (gain,), generator, stream)
     return tensor
+
+
+def draw_middle(target: T, gain: float, generator: Generator | None, stream: Stream | None, compiled: bool) -> T:
+    """Draw `delta_orthogonal_` where kernels may."""
+    fast = compiled or None
+    matrices.in_the_middle(target, orthogonal_(middle_of(target), gain, generator, fast=fast, stream=stream))
+    return target
+
+
+def middle_of(target: Target) -> Tensor:
+    """A new matrix of the shape of its outputs and inputs."""
+    local = local_of(target)
+    return torch.empty(target.shape[:2], dtype=local.dtype, device=local.device)
+
+
+whole["delta_orthogonal_"] = draw_middle
 
 
 @takes_lists

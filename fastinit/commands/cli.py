@@ -1,4 +1,4 @@
-"""The command `fastinit`: compare, audit, doctor, warmup."""
+"""The command `fastinit`: compare, audit, init, doctor, warmup."""
 
 from __future__ import annotations
 
@@ -60,7 +60,15 @@ def parser() -> argparse.ArgumentParser:
         "one. Exits with 1 if something is wrong with one.",
         epilog="example: fastinit audit transformers:GPT2LMHeadModel --set 'config=transformers:GPT2Config(n_layer=2)'",
     )
-    for command in (compare, audit):
+    init = commands.add_parser(
+        "init",
+        help="write a module's initial weights as a checkpoint, however large",
+        description="Constructs a module without memory for its parameters, and writes what a recipe makes of them as "
+        "safetensors files, part by part. What was stopped is taken up by the same command.",
+        epilog="example: fastinit init transformers:LlamaForCausalLM --set "
+        "'config=transformers:LlamaConfig(num_hidden_layers=2)' --recipe llama --dtype bfloat16 --out llama",
+    )
+    for command in (compare, audit, init):
         command.add_argument(
             "target", metavar="MODULE:CALLABLE", help="what to call for the module, as torch.nn:Linear"
         )
@@ -68,10 +76,18 @@ def parser() -> argparse.ArgumentParser:
             "--set", nargs="+", action="extend", default=[], metavar="K=V",
             help="its arguments, by name; an object as K=MODULE:CALLABLE(NAME=VALUE, ...)",
         )  # fmt: skip
-        command.add_argument("--plot", metavar="FILE", help="write a picture, report.png for one")
+        if command is not init:
+            command.add_argument("--plot", metavar="FILE", help="write a picture, report.png for one")
         command.add_argument("--seed", type=seed, default=0, help="for torch.manual_seed and streams (0)")
     audit.add_argument("--json", metavar="FILE", help="write the table as JSON")
     audit.set_defaults(run=run_audit)
+    how = init.add_mutually_exclusive_group(required=True)
+    how.add_argument("--recipe", metavar="RECIPE", help="llama, 'gpt2(n_layer=12)', ...: see fastinit.recipes")
+    how.add_argument("--rules", metavar="MODULE:NAME", help="rules of your own, or what makes them of the module")
+    init.add_argument("--out", metavar="DIR", required=True, help="the folder, made if there is none")
+    init.add_argument("--dtype", metavar="DTYPE", help="of all floating-point parameters, as bfloat16")
+    init.add_argument("--shard-size", metavar="SIZE", default="5GB", help="of a file at most (5GB)")
+    init.set_defaults(run=run_init)
     doctor = commands.add_parser("doctor", help="engines, processor, threads, cache, and why something is slow")
     doctor.set_defaults(run=run_doctor)
     warmup = commands.add_parser("warmup", help="compile kernels of the CPU engine and keep them on disk")
@@ -146,6 +162,41 @@ def run_audit(arguments: argparse.Namespace) -> int:
     return FAILED if found.errors else OK
 
 
+# --- init --------------------------------------------------------------------------------------
+
+
+def run_init(arguments: argparse.Namespace) -> int:
+    from ..initialisers.values import as_dtype
+    from ..models.build import constructed_by_name
+    from ..models.checkpoint import write_checkpoint
+    from ..models.meta import meta
+    from ..models.show import plural
+
+    settings = dict(setting(text) for text in arguments.set)
+    try:
+        dtype = as_dtype(arguments.dtype)
+    except TypeError as error:
+        raise Misuse(f"--dtype {arguments.dtype}: {one_line(error)}") from error
+    rules = arguments.recipe or named(arguments.rules)
+    make = functools.partial(built, arguments.target, settings)
+    with meta():
+        model, problems, _ = constructed_by_name(make, seed=arguments.seed, device=torch.device("meta"))
+    if problems:
+        raise Misuse("; ".join(f"{name} {what}" for name, what in problems[:8]))
+    begin = time.perf_counter()
+    try:
+        written = write_checkpoint(
+            model, rules, arguments.out, seed=arguments.seed, dtype=dtype, shard_size=arguments.shard_size
+        )
+    except (ValueError, TypeError, OSError) as error:
+        print(f"fastinit init: {error}", file=sys.stderr)
+        return FAILED
+    size = sum(path.stat().st_size for path in written)
+    taken = time.perf_counter() - begin
+    print(f"{plural(len(written), 'file')}, {size / 1e9:,.2f} GB, in {taken:.1f} s: {arguments.out}")
+    return OK
+
+
 # --- a module from the command line ------------------------------------------------------------
 
 
@@ -199,6 +250,15 @@ def built(target: str, settings: dict[str, Any]) -> torch.nn.Module:
 
 
 def found(target: str) -> Callable[..., Any]:
+    """What is called for a module. Raises `Misuse` where there is nothing, or nothing that can be called."""
+    make: Callable[..., Any] = named(target)
+    if not callable(make):
+        raise Misuse(f"{target} is not callable but {type(make).__name__}; expected what makes a torch.nn.Module")
+    return make
+
+
+def named(target: str) -> Any:
+    """The object of `MODULE:NAME`. Raises `Misuse` where there is none."""
     module_name, colon, path = target.partition(":")
     if not (module_name and colon and path):
         raise Misuse(f"expected MODULE:CALLABLE, as in `{EXAMPLE}`; got {target!r}")
@@ -212,12 +272,9 @@ def found(target: str) -> Callable[..., Any]:
             "expected the name of a Python module"
         ) from error
     try:
-        make = functools.reduce(getattr, path.split("."), module)
+        return functools.reduce(getattr, path.split("."), module)
     except AttributeError as error:
         raise Misuse(f"{module_name!r} has no {path!r}; expected a callable of that module") from error
-    if not callable(make):
-        raise Misuse(f"{target} is not callable but {type(make).__name__}; expected what makes a torch.nn.Module")
-    return make
 
 
 def one_line(error: Exception) -> str:

@@ -98,6 +98,19 @@ def shard(local: Tensor, shape: Sequence[int], offset: Sequence[int]) -> Shard:
     return Shard(local, whole, start)
 
 
+def rows(target: Target, begin: int, end: int) -> Target:
+    """The part of a target where the first index of the global tensor lies in [begin, end), as a tensor of its own.
+
+    Of a shard the rows that it holds, perhaps none, as a shard of the global tensor's rows.
+    """
+    if isinstance(target, Tensor):
+        return target[begin:end]
+    at, length = target.offset[0], len(target.local)
+    first, last = (min(max(row - at, 0), length) for row in (begin, end))
+    offset = (min(max(at - begin, 0), end - begin), *target.offset[1:])
+    return Shard(target.local[first:last], torch.Size((end - begin, *target.shape[1:])), offset)
+
+
 class Box(NamedTuple):
     """A part of a local tensor, and where its elements stand in the global one: see `contract.Engine.fill`."""
 

@@ -61,6 +61,10 @@ class Stream:
         """Another stream of the same seed, for a second purpose: same label, same child."""
         return Stream(self.seed, _child(operator.index(self.id), label))
 
+    def part(self, offset: int, shape: Sequence[int], stride: Sequence[int]) -> Stream:
+        """The stream of a part of a tensor that is drawn alone, by where it lies in it, in elements."""
+        return self.child(f"{offset} {[*shape]} {[*stride]}")
+
     def state_dict(self) -> dict[str, int]:
         """The stream as whole numbers, for a checkpoint: `torch.save` (`weights_only` too) and JSON hold them.
 

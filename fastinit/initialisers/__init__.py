@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .parts import gates, keep
     from .values import Initializer, get, names
 
-__all__ = ["Initializer", "get", "names"]
+__all__ = ["Initializer", "gates", "get", "keep", "names"]
 
 # The public in-place functions by their names; fastinit's __init__ enters them.
 functions: dict[str, Callable[..., Any]] = {}
@@ -19,9 +20,11 @@ functions: dict[str, Callable[..., Any]] = {}
 def __getattr__(name: str) -> Any:
     if name not in __all__ and f"{name}_" not in functions:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from . import values  # imported on first use
+    from . import parts, values  # imported on first use
 
-    return getattr(values, name) if name in __all__ else values.factory(name)
+    if name in __all__:
+        return getattr(parts if hasattr(parts, name) else values, name)
+    return values.factory(name)
 
 
 def __dir__() -> list[str]:

@@ -7,10 +7,12 @@ A list or tuple is served as a loop would serve its tensors (or lists of them), 
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
-from ..drawing.batch import unseen
+from ..drawing.batch import seeing
+from ..drawing.deferred import NOBODY, Source
 from ..drawing.regions import Target
 from ..drawing.streams import Stream
 from ..kernels.contract import ASKED_TOGETHER, Job
@@ -21,6 +23,7 @@ Targets = Target | list[Any] | tuple[Any, ...]
 Streams = Stream | list[Stream] | tuple[Stream, ...] | None  # one for a tensor, or as many as a list has tensors
 L = TypeVar("L", bound=Targets)
 LISTS = (list, tuple)
+HOW = ("generator", "fast", "stream")  # what says how to draw, and not what
 
 
 class Initialiser(Protocol[P]):
@@ -33,8 +36,13 @@ def takes_lists(function: Callable[Concatenate[Any, P], Any]) -> Initialiser[P]:
     """Have an initialiser take lists, too; those that call `quick.serve` at once need not be told."""
 
     @functools.wraps(function)
-    @unseen
     def call(tensor: Any, *arguments: Any, **named: Any) -> Any:
+        if (block := seeing()) is None:
+            return served(tensor, *arguments, **named)
+        block.deferred.source = source_of(function, tensor, *arguments, **named)
+        return block.off(served, tensor, *arguments, **named)
+
+    def served(tensor: Any, *arguments: Any, **named: Any) -> Any:
         if not isinstance(tensor, LISTS):
             return function(tensor, *arguments, **named)
         streams = streams_of(tensor, named.get("stream"))
@@ -47,6 +55,19 @@ def takes_lists(function: Callable[Concatenate[Any, P], Any]) -> Initialiser[P]:
         return tensor
 
     return call
+
+
+def source_of(function: Callable[..., Any], *arguments: Any, **named: Any) -> Source:
+    """What a call says of its draws; nothing, if it is none that the function takes."""
+    try:
+        _, *given = signature_of(function).bind(*arguments, **named).arguments.items()
+    except TypeError:
+        return NOBODY
+    values = tuple(value for key, value in given if key not in HOW)
+    return Source(function.__name__, values, dict(given).get("generator") is None and dict(given).get("stream") is None)
+
+
+signature_of = functools.cache(inspect.signature)
 
 
 def streams_of(targets: Sequence[Any], stream: Any) -> Sequence[Stream | None]:

@@ -28,10 +28,10 @@ from ..drawing.tell import quiet
 from ..laws.floats import as_float
 from . import functions
 from .fans import axes, fans
+from .lists import HOW
 
 T = TypeVar("T", bound=Target)
 PARAMETER = inspect.Parameter
-HOW = ("generator", "fast", "stream")  # what a call says, and a value does not
 # Names and arguments that were found right, with the arguments' types: True and 1 are equal, and not both right.
 judged: set[tuple[Any, ...]] = set()
 MOST_JUDGED = 4096  # then the set starts anew; a program that tries out many arguments fills it

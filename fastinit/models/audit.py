@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from ..initialisers.table import CONSTANTS
 from ..kernels.dtypes import FORMATS, name_of
-from .names import has_memory
+from .names import has_memory, named_parameters
 from .origins import Origin, origin_of
 from .promise import Promise, promised
 
@@ -126,7 +126,7 @@ def audit(model: torch.nn.Module, *, problems: Iterable[tuple[str, str]] = ()) -
     from tqdm import tqdm
 
     given = dict(problems)
-    parameters = [*model.named_parameters()]
+    parameters = [*named_parameters(model)]
     rows: list[Row] = []
     total = sum(parameter.numel() for _, parameter in parameters)
     with tqdm(total=total, delay=2, disable=None, leave=False, unit="", unit_scale=True, desc="looking") as bar:

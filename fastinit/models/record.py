@@ -13,6 +13,7 @@ from ..drawing.deferred import Fill
 from ..initialisers.table import CONSTANTS, NAMES
 from ..initialisers.values import signature_of
 from .build import constructed
+from .names import named_parameters
 from .origins import origin_of
 
 
@@ -36,7 +37,7 @@ def record(make: Callable[[], torch.nn.Module]) -> tuple[torch.nn.Module, dict[s
     all of it, if something else has changed it since, or if torch drew it.
     """
     module, _, _ = constructed(make)
-    found = ((name, call_of(name, parameter)) for name, parameter in module.named_parameters())
+    found = ((name, call_of(name, parameter)) for name, parameter in named_parameters(module))
     return module, {name: call for name, call in found if call is not None}
 
 

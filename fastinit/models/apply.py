@@ -1,0 +1,61 @@
+"""Rules for one module at a time, as `model.apply` and FSDP call a function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn.utils.parametrize import ParametrizationList
+
+from ..initialisers.parts import Gates, Keep
+from ..initialisers.values import Initializer
+from .entries import Entry, entries
+from .initialize import judge, pad
+from .rules import Matched, What, judged
+
+Module = torch.nn.Module
+
+
+def apply(rules: Any) -> Callable[[Module], None]:
+    """What initialises a module's own parameters by rules: for `model.apply`, or FSDP's `param_init_fn`.
+
+    `model.apply` tells no qualified names, so rules are by class, by (class, name) and by functions; patterns are for
+    names in the module, such as "bias*". Each call draws as the functions of fastinit do: from torch's generator, or,
+    inside `accelerate(model, seed=0)`, by the names of the parameters: then the bits are those of `initialize`. A
+    parameter that no rule is for, and whatever else is wrong with a module's own, raises `RulesError` before anything
+    of that module is written. Rules that match nothing are no error: nobody knows which module is the last.
+    """
+    given = [rule._replace(optional=True) for rule in judged(rules)]
+    for number, rule in enumerate(given):
+        if isinstance(rule.where, str) and "." in rule.where:
+            raise ValueError(
+                f"rule {number}, {rule!r}: model.apply tells no qualified names; use (class, name), or "
+                "fastinit.initialize(model, rules, seed=seed)"
+            )
+
+    def init(module: Module) -> None:
+        if isinstance(module, ParametrizationList):  # comes with the module whose weights it computes
+            return
+        found = Matched(given, entries(module, deep=False), None)
+        judge(module, found, None, None)
+        for one in found.assigned:
+            write(one.entry, one.what)
+
+    return init
+
+
+def write(entry: Entry, what: What) -> None:
+    if isinstance(what, Keep):
+        return
+    with torch.no_grad():
+        tensor = entry.tensor
+        if entry.assign is not None:
+            tensor = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+        if isinstance(what, (Initializer, Gates)):
+            what.fill(tensor)
+        else:
+            what(tensor)
+        if entry.assign is not None:
+            entry.assign(tensor)
+    pad(entry)
