@@ -13,7 +13,7 @@ from common import python, same_bits
 from moments import MOST_Z, SEED, by_torch, distance, worst
 from torch import nn
 
-from fastinit import accelerate, audit, build
+from fastinit import accelerate, audit, build, initialize, recipes
 from fastinit.models.names import named_tensors
 from fastinit.models.report import Report
 
@@ -56,6 +56,55 @@ def test_timm(name):
     assert not judged.errors
     # ConvNeXt multiplies its head by a scale, after it was drawn.
     assert {row.name for row in judged.rows if row.by in ("number", "computed")} <= {"head.fc.weight", "head.fc.bias"}
+
+
+def follows(make, recipe) -> None:
+    """A recipe draws the laws of the library's own code; by `build`, which runs that code, the very bits."""
+    model = make()
+    initialize(model, recipe, seed=SEED)
+    agree(make, model)
+    by_build = dict(named_tensors(build(make, seed=SEED)))
+    for name, tensor in model.named_parameters():
+        assert same_bits(tensor.detach(), by_build[name].detach()), name
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit3_small_patch16_224", "vit_small_patch14_reg4_dinov2"])
+def test_timm_by_recipe(name):
+    timm = needed("timm")
+    follows(lambda: timm.create_model(name), recipes.vit())
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_timm_resnets_by_recipe(name):
+    timm = needed("timm")
+    follows(lambda: timm.create_model(name), recipes.resnet(zero_last=True))
+
+
+@pytest.mark.parametrize("zero_last", [False, True])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d"])
+def test_torchvision_by_recipe(name, zero_last):
+    models = needed("torchvision.models")
+    follows(lambda: getattr(models, name)(zero_init_residual=zero_last), recipes.resnet(zero_last=zero_last))
+
+
+def test_mup_by_recipe():
+    """Its own initialisers on its own base shapes: the same standard deviations."""
+    mup = needed("mup")
+
+    def made(wide: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(40, wide), nn.ReLU(), nn.Linear(wide, 4 * wide), mup.MuReadout(4 * wide, 30))
+
+    def theirs() -> nn.Module:
+        model = made(256)
+        mup.set_base_shapes(model, made(64), delta=made(128))
+        for layer in (model[0], model[2], model[3]):
+            mup.init.normal_(layer.weight, std=0.1)
+            nn.init.zeros_(layer.bias)
+        return model
+
+    ours = made(256)
+    initialize(ours, recipes.mup(base=made(64), std=0.1), seed=SEED)
+    agree(theirs, ours)
 
 
 def test_timm_s_truncated_normal_is_one_draw():

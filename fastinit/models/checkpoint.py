@@ -138,10 +138,10 @@ def is_persistent(home: Home) -> bool:
 
 def bytes_in(size: int | str) -> int:
     """A size as a number of bytes: 5GB is 5 * 10^9, 5GiB 5 * 2^30."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMGT]?)(i?)B", str(size) if isinstance(size, str) else f"{size}B")
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) *([kKMGT]?)(i?)B", str(size) if isinstance(size, str) else f"{size}B")
     if found is None or not (number := float(found[1])):
         raise ValueError(f"a shard's size is a number of bytes above 0, or such as 5GB or 500MiB; got {size!r}")
-    return int(number * (1024 if found[3] else 1000) ** " KMGT".index(found[2] or " "))
+    return int(number * (1024 if found[3] else 1000) ** " KMGT".index(found[2].upper() or " "))
 
 
 def sharded(items: Sequence[Item], most: int) -> Iterator[list[Item]]:

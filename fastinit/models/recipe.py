@@ -61,6 +61,8 @@ def named(text: str) -> Recipe:
         return Recipe(name)
     try:
         call: Any = ast.parse(text, mode="eval").body
+        if call.func.id != name:
+            raise ValueError("expected one call")
         arguments = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
         bound = inspect.signature(RECIPES[name]).bind(None, *map(ast.literal_eval, call.args), **arguments).arguments
     except (ValueError, SyntaxError, TypeError, AttributeError) as error:

@@ -184,14 +184,12 @@ def resnet(model: Module, zero_last: bool = False) -> Iterator[Rule]:
 
 
 @recipe
-def mup(
-    model: Module, base: Module | Mapping[str, Any], std: float = 0.02, zero_output: bool = False
-) -> Iterator[Rule]:
+def mup(model: Module, base: Module | Mapping[str, Any], std: float = 0.02) -> Iterator[Rule]:
     """muP: standard deviations that follow the width, so that learning rates of a narrow model stay right.
 
     Yang et al. 2022, Tensor Programs V, table 3. `base` is the narrow model (on the meta device, say), or the shapes
     of its parameters by name: what differs from it is width. With `std` that of the narrow model, matrices whose both
-    sides grow are drawn by std / sqrt(width_mult), readouts by std / width_mult, or zeros with `zero_output`;
+    sides grow are drawn by std / sqrt(width_mult), readouts by std / width_mult;
     embeddings, inputs and the readouts of the package mup, which scale their output themselves, by std. Biases are
     zeros, norms ones.
     """
@@ -206,17 +204,17 @@ def mup(
             continue
         if name not in base or len(base[name]) != parameter.dim():
             raise ValueError(f"the base model of recipe mup has no parameter {name} of {parameter.dim()} dimensions")
-        yield Rule(exactly(name), by_width(module, parameter, base[name], std, zero_output))
+        yield Rule(exactly(name), by_width(module, parameter, base[name], std))
 
 
-def by_width(module: Module, parameter: Tensor, base: Any, std: float, zero_output: bool) -> Any:
+def by_width(module: Module, parameter: Tensor, base: Any, std: float) -> Any:
     """muP's law of a matrix; the base shape is that of the narrow model."""
     outputs, inputs = (parameter.shape[side] / base[side] for side in (0, 1))
     scales_itself = type(module).__name__ in ("MuReadout", "MuSharedReadout")
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) or inputs == 1 or scales_itself:
         return normal(std=std)
     if outputs == 1:
-        return zeros() if zero_output else mup_normal(std=std, width_mult=inputs, role="output")
+        return mup_normal(std=std, width_mult=inputs, role="output")
     return mup_normal(std=std, width_mult=inputs, role="hidden")
 
 

@@ -1,0 +1,434 @@
+"""Checkpoints: the bits of `initialize`, read by safetensors and transformers; whole or not there, whatever happens."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from common import same_bits
+from safetensors import safe_open
+from safetensors.torch import load_file, load_model
+from torch import nn
+from torch.nn.utils import parametrizations
+
+import fastinit
+from fastinit import RulesError, Stream, initialize, recipes, write_checkpoint
+from fastinit.drawing.regions import rows, shard
+from fastinit.initialisers import Initializer, constant, gates, get, keep, normal, ones, orthogonal, uniform, zeros
+from fastinit.models import checkpoint, files
+from fastinit.models.checkpoint import boxes, bytes_in
+
+SEED = 20261128
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(300, 16, padding_idx=7)
+        self.layers = nn.ModuleList([nn.Linear(16, 64) for _ in range(3)])
+        self.experts = nn.Parameter(torch.empty(2, 3, 40, 50))
+        self.lstm = nn.LSTM(16, 8)
+        self.norm = nn.BatchNorm1d(16)
+        self.scale = nn.Parameter(torch.tensor(3.0))
+        self.head = nn.Linear(16, 300, bias=False)
+        self.head.weight = self.embedding.weight
+        self.register_buffer("hidden", torch.ones(3), persistent=False)
+
+
+RULES = [
+    ((nn.Embedding, "weight"), normal(std=0.02)),
+    ("head.weight", normal(std=0.02)),
+    ("layers.0.weight", orthogonal()),
+    ("layers.1.weight", lambda weight: nn.init.uniform_(weight, -1, 1)),
+    ("layers.2.weight", uniform(-0.5, 0.5)),
+    ("layers.*.bias", zeros()),
+    ("experts", normal(std=0.1)),
+    ("lstm.weight*", gates("ifgo", normal(), f=uniform())),
+    ("lstm.bias*", gates("ifgo", zeros(), f=ones())),
+    ("norm.weight", constant(2.0)),
+    ("norm.bias", zeros()),
+    ("scale", keep()),
+]
+
+
+def made() -> Net:
+    """On the meta device, but for what is kept."""
+    with fastinit.meta():
+        model = Net()
+    model.scale = nn.Parameter(torch.tensor(3.0))
+    return model
+
+
+@pytest.fixture(autouse=True)
+def _small_parts(monkeypatch):
+    monkeypatch.setattr(checkpoint, "PART", 4096)
+
+
+def loaded(paths: list[Path]) -> dict[str, torch.Tensor]:
+    return {name: one for path in paths if path.suffix == ".safetensors" for name, one in load_file(path).items()}
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+# --- what is in it -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("size", ["5GB", "40kB", 1])
+def test_it_holds_what_initialize_makes(tmp_path, dtype, size):
+    model, expected = made(), made()
+    before = dict(model.named_parameters())
+    found = loaded(write_checkpoint(model, RULES, tmp_path, seed=SEED, dtype=dtype, shard_size=size))
+    assert all(one is before[name] for name, one in model.named_parameters())
+    initialize(expected, RULES, seed=SEED, device="cpu", dtype=dtype)
+    state = {name: one for name, one in expected.state_dict().items() if name != "head.weight"}
+    assert found.keys() == state.keys()
+    for name, tensor in state.items():
+        assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape), name
+        assert same_bits(found[name], tensor), name
+    assert not found["embedding.weight"][7].any()
+
+
+def test_a_model_with_memory_is_left_as_it_is(tmp_path):
+    model = Net()
+    before = {name: one.clone() for name, one in model.state_dict().items()}
+    write_checkpoint(model, RULES, tmp_path, seed=SEED)
+    for name, tensor in model.state_dict().items():
+        assert same_bits(tensor, before[name]), name
+
+
+def test_safetensors_loads_it_with_its_ties(tmp_path):
+    write_checkpoint(made(), RULES, tmp_path, seed=SEED)
+    model, expected = Net(), made()
+    load_model(model, tmp_path / "model.safetensors")
+    initialize(expected, RULES, seed=SEED, device="cpu")
+    assert all(map(torch.equal, model.state_dict().values(), expected.state_dict().values()))
+
+
+def test_computed_weights_and_buffers(tmp_path):
+    def make():
+        with fastinit.meta():
+            return nn.Sequential(parametrizations.weight_norm(nn.Linear(9, 7)), nn.BatchNorm1d(7))
+
+    rules = {"0.weight": normal(), "1.weight": ones(), "*.bias": zeros()}
+    model, expected = make(), make()
+    found = loaded(write_checkpoint(model, rules, tmp_path, seed=SEED))
+    initialize(expected, rules, seed=SEED, device="cpu")
+    assert found.keys() == expected.state_dict().keys()
+    assert all(same_bits(found[name], one) for name, one in expected.state_dict().items())
+    assert all(one.is_meta for one in model.parameters())
+
+
+def test_any_part_can_be_made_again_from_the_metadata(tmp_path):
+    """Years later: from the file's own words, without the model."""
+    write_checkpoint(made(), RULES, tmp_path, seed=SEED, shard_size="40kB")
+    again = 0
+    for path in tmp_path.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            about = json.loads(file.metadata()["fastinit"])
+            assert (about["contract"], about["seed"], about["version"]) == (1, SEED, fastinit.__version__)
+            assert len(about["rules"]) == len(RULES)
+            for how in about["initialisers"]:
+                for name in how["tensors"]:
+                    if how.get("name", "keep") == "keep":
+                        assert name in ("layers.1.weight", "scale") or name.startswith("norm.")
+                        continue
+                    tensor = file.get_tensor(name)
+                    config = {key: value for key, value in how.items() if key not in ("tensors", "padding")}
+                    half = torch.empty_like(tensor[len(tensor) // 2 :])
+                    target = shard(half, tensor.shape, (len(tensor) // 2, *[0] * (tensor.dim() - 1)))
+                    get(config).fill(target, stream=Stream.named(name, about["seed"]))
+                    if "padding" in how:
+                        rows(target, how["padding"], how["padding"] + 1).local.zero_()
+                    assert same_bits(half, tensor[len(tensor) // 2 :].contiguous()), name
+                    again += 1
+    assert again == 13
+
+
+def test_the_header_is_as_safetensors_wants_it(tmp_path):
+    """Offsets in order and without holes, wide dtypes first, the beginning on a whole word."""
+    model = made()
+    model.small = nn.Parameter(torch.ones(3, dtype=torch.float16))
+    model.register_buffer("flags", torch.tensor([True, False]))
+    (path,) = write_checkpoint(model, [("small", ones()), *RULES], tmp_path, seed=SEED)
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    assert length % 8 == 0
+    assert header.pop("__metadata__")["format"] == "pt"
+    place = 0
+    for one in header.values():
+        assert one["data_offsets"][0] == place
+        place = one["data_offsets"][1]
+    assert 8 + length + place == len(data)
+    assert [one["dtype"] for one in header.values()][-2:] == ["F16", "BOOL"]
+    assert load_file(path)["flags"].tolist() == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("5GB", 5 * 10**9), ("1.5 MB", 1_500_000), ("2KiB", 2048), ("3GiB", 3 << 30), ("7B", 7), ("8", None), (9, 9)],
+)
+def test_sizes(text, size):
+    if size is not None:
+        assert bytes_in(text) == size
+        return
+    with pytest.raises(ValueError, match="a shard's size is a number of bytes above 0, or such as 5GB"):
+        bytes_in(text)
+
+
+@pytest.mark.parametrize("size", ["0GB", "GB", "-1GB", "5 bananas", 0, -3, "1TBB"])
+def test_bad_sizes(tmp_path, size):
+    with pytest.raises(ValueError, match="a shard's size is"):
+        write_checkpoint(made(), RULES, tmp_path, seed=SEED, shard_size=size)
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("shape", [(), (7,), (5, 4), (3, 4, 5), (2, 3, 4, 5), (1, 1, 50), (50, 1)])
+@pytest.mark.parametrize("most", [1, 3, 4, 7, 20, 1000])
+def test_boxes_are_the_tensor_in_order(shape, most):
+    whole = torch.arange(torch.Size(shape).numel()).reshape(shape)
+    parts = [whole[tuple(slice(o, o + n) for o, n in zip(*box, strict=True))].reshape(-1) for box in boxes(shape, most)]
+    assert torch.equal(torch.cat(parts), whole.reshape(-1))
+    assert max(map(len, parts)) <= most
+
+
+# --- transformers ----------------------------------------------------------------------------------
+
+LLAMA = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 99,
+}
+T5 = {"d_model": 64, "d_ff": 128, "num_layers": 2, "num_heads": 4, "d_kv": 16, "vocab_size": 500}
+MODELS = {
+    "llama": ("LlamaForCausalLM", "LlamaConfig", {**LLAMA, "pad_token_id": 3}),
+    "gpt2": ("GPT2LMHeadModel", "GPT2Config", {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 50300}),
+    "bert": ("BertForMaskedLM", "BertConfig", LLAMA),
+    "t5": ("T5ForConditionalGeneration", "T5Config", T5),
+}
+
+
+@pytest.mark.usefixtures("their_imports")
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("recipe", MODELS)
+def test_from_pretrained(tmp_path, recipe, dtype):
+    transformers = pytest.importorskip("transformers", minversion="5", reason="pip install -e '.[libraries]'")
+    model_class, config_class, settings = MODELS[recipe]
+    kind, config = getattr(transformers, model_class), getattr(transformers, config_class)(**settings)
+    with fastinit.meta():
+        model = kind(config)
+    paths = write_checkpoint(model, recipe, tmp_path, seed=SEED, dtype=dtype, shard_size="100kB")
+    assert {"config.json", "model.safetensors.index.json"} <= {path.name for path in paths}
+    assert write_checkpoint(model, recipe, tmp_path, seed=SEED, dtype=dtype, shard_size="100kB") == paths
+    result, info = kind.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    expected = kind(config)
+    initialize(expected, recipe, seed=SEED, dtype=dtype)
+    assert result.dtype is (dtype or torch.float32)
+    ours, theirs = result.state_dict(), expected.state_dict()
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert same_bits(ours[name], tensor), name
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["fastinit"]["rules"] == recipe
+    assert index["metadata"]["total_parameters"] == sum(one.numel() for one in model.parameters())
+
+
+# --- whole, or not there ---------------------------------------------------------------------------
+
+
+def forked(act) -> int:
+    """The id of a child process that does this."""
+    child = os.fork()
+    if child == 0:
+        try:
+            act()
+        finally:
+            os._exit(0)
+    return child
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path, monkeypatch):
+    """Twenty times, wherever it is then; the last run finds what the others have finished."""
+    monkeypatch.setattr(checkpoint, "PART", 512)
+    write = lambda folder: write_checkpoint(made(), RULES, folder, seed=SEED, shard_size="20kB")  # noqa: E731
+    begin = time.perf_counter()
+    write(tmp_path / "whole")
+    taken = time.perf_counter() - begin
+    moments, finished, kills = random.Random(3), set(), 0
+    for _ in range(20):
+        child = forked(lambda: write(tmp_path / "killed"))
+        time.sleep(moments.uniform(0, taken / 4))
+        os.kill(child, signal.SIGKILL)
+        kills += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        folder = tmp_path / "killed"
+        final = {path.name for path in folder.glob("[!.]*")} if folder.exists() else set()
+        assert finished <= final
+        assert all((folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes() for name in final)
+        finished = final
+    assert kills >= 10
+    write(tmp_path / "killed")
+    assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
+
+
+def test_what_is_finished_is_not_written_again(tmp_path):
+    first = write_checkpoint(made(), RULES, tmp_path, seed=SEED, shard_size="40kB")
+    before = {path: path.stat().st_mtime_ns for path in first[:-2]}
+    first[-2].unlink()
+    assert write_checkpoint(made(), RULES, tmp_path, seed=SEED, shard_size="40kB") == first
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+@pytest.mark.parametrize("change", [{"seed": SEED + 1}, {"dtype": torch.float16}, {"shard_size": "80kB"}])
+def test_other_weights_are_not_overwritten(tmp_path, change):
+    write_checkpoint(made(), RULES, tmp_path, seed=SEED, shard_size="40kB")
+    before = digests(tmp_path)
+    with pytest.raises(FileExistsError, match="move it, or write to another folder"):
+        write_checkpoint(made(), RULES, tmp_path, **{"seed": SEED, "shard_size": "40kB", **change})
+    assert digests(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "other.safetensors", "pytorch_model.bin"])
+def test_somebody_else_s_files_are_not_overwritten(tmp_path, name):
+    (tmp_path / name).write_bytes(b"mine")
+    with pytest.raises(FileExistsError, match=name):
+        write_checkpoint(made(), RULES, tmp_path, seed=SEED)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_bytes() == b"mine"
+
+
+def test_a_file_in_the_place_of_the_folder(tmp_path):
+    (tmp_path / "file").write_bytes(b"mine")
+    with pytest.raises(FileExistsError):
+        write_checkpoint(made(), RULES, tmp_path / "file", seed=SEED)
+
+
+def test_a_process_that_writes_the_same_files_is_not_disturbed(tmp_path):
+    with files.opened(tmp_path / ".model.safetensors.partial") as descriptor:
+        os.write(descriptor, b"theirs")
+        read, write = os.pipe()
+
+        def other():
+            try:
+                write_checkpoint(made(), RULES, tmp_path, seed=SEED)
+            except BlockingIOError as error:
+                os.write(write, str(error).encode())
+
+        os.waitpid(forked(other), 0)
+        assert b"another process is writing it" in os.read(read, 1000)
+        assert (tmp_path / ".model.safetensors.partial").read_bytes() == b"theirs"
+    write_checkpoint(made(), RULES, tmp_path, seed=SEED)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("when", ["a value", "a function"])
+def test_what_fails_leaves_nothing(tmp_path, monkeypatch, when):
+    rules = RULES
+    if when == "a value":
+        monkeypatch.setattr(Initializer, "fill", interrupted)
+        monkeypatch.setattr("fastinit.models.checkpoint.judge", lambda *_: None)
+    else:
+        rules = [("layers.1.weight", lambda weight: 1 / 0), *RULES[:3], *RULES[4:]]
+    with pytest.raises((KeyboardInterrupt, ZeroDivisionError)):
+        write_checkpoint(made(), rules, tmp_path, seed=SEED)
+    assert not [*tmp_path.iterdir()]
+
+
+def interrupted(*_, **__):
+    raise KeyboardInterrupt
+
+
+def test_rules_are_judged_first(tmp_path):
+    model = made()
+    model.extra = nn.Parameter(torch.ones(3))
+    with pytest.raises(RulesError, match="extra"):
+        write_checkpoint(model, RULES, tmp_path / "new", seed=SEED)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_disk_without_room_is_found_before(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=50_000))
+    with pytest.raises(OSError, match="are to be written, and 50,000 are free; nothing was") as caught:
+        write_checkpoint(made(), RULES, tmp_path, seed=SEED)
+    assert caught.value.errno == errno.ENOSPC
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path):
+    """The system's own error, in the middle of a file: a limit on the size of files."""
+    read, write = os.pipe()
+
+    def limited():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+        try:
+            write_checkpoint(made(), RULES, tmp_path, seed=SEED)
+        except OSError as error:
+            os.write(write, errno.errorcode[error.errno].encode())
+
+    os.waitpid(forked(limited), 0)
+    assert os.read(read, 100) == b"EFBIG"
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+    """A real one, small and in memory."""
+    (disk := tmp_path / "disk").mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"a small tmpfs cannot be mounted here: {mounted.stderr.decode().strip()}")
+    try:
+        with pytest.raises(OSError, match="bytes are to be written") as caught:
+            write_checkpoint(made(), RULES, disk, seed=SEED)
+        assert caught.value.errno == errno.ENOSPC
+        monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 40))
+        with pytest.raises(OSError, match="No space left on device") as caught:
+            write_checkpoint(made(), RULES, disk, seed=SEED)
+        assert caught.value.errno == errno.ENOSPC
+        assert not [*disk.iterdir()]
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_dtypes_that_safetensors_does_not_know(tmp_path):
+    model = nn.Module()
+    model.odd = nn.Parameter(torch.zeros(3, dtype=torch.complex128))
+    with pytest.raises(
+        RulesError, match=r"odd \(3,\) has the dtype torch\.complex128, which safetensors does not know"
+    ):
+        write_checkpoint(model, {"*": zeros()}, tmp_path, seed=SEED)
+
+
+def test_little_memory_whatever_the_size(tmp_path, monkeypatch):
+    """Parts only: a tensor that is thirty times as large is never there as a whole."""
+    monkeypatch.setattr(checkpoint, "PART", 1 << 20)
+    with fastinit.meta():
+        model = nn.Linear(4096, 8192, bias=False)  # 128 MiB
+    write_checkpoint(nn.Linear(1, 1), "torch_default", tmp_path / "warm", seed=SEED)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    write_checkpoint(model, "torch_default", tmp_path / "large", seed=SEED)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 << 10  # KiB
+
+
+def test_recipes_stand_in_the_metadata(tmp_path):
+    write_checkpoint(nn.Linear(3, 3), recipes.torch_default(), tmp_path, seed=SEED)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["fastinit"])["rules"] == "torch_default()"
