@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import functools
+import io
 import re
+import time
 import warnings
 
 import pytest
+import rich.console
 import torch
 from common import same_bits
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.utils import parametrizations, prune
 
 import fastinit
@@ -257,15 +261,30 @@ def test_wrappers_do_not_change_names(wrap, part):
     assert [one.name for one in report.assigned] == [name for name, _ in expected.named_parameters()]
 
 
-def test_ddp_does_not_change_names(tmp_path):
+@pytest.fixture
+def one_process(tmp_path):
+    """A process group of one."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        expected, model = Net(), nn.parallel.DistributedDataParallel(Net())
-        initialize(expected, RULES, seed=SEED)
-        initialize(model, RULES, seed=SEED)
-        assert all(map(torch.equal, model.parameters(), expected.parameters()))
-    finally:
-        torch.distributed.destroy_process_group()
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # of one process, and of FSDP1
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        nn.parallel.DistributedDataParallel,
+        lambda model: FullyShardedDataParallel(model, use_orig_params=True, device_id=torch.device("cpu")),
+    ],
+    ids=["DDP", "FSDP1"],
+)
+def test_distributed_wrappers_do_not_change_names(wrap):
+    expected, model = Net(), wrap(Net())
+    initialize(expected, RULES, seed=SEED)
+    report = initialize(model, RULES, seed=SEED)
+    assert [one.name for one in report.assigned] == [name for name, _ in expected.named_parameters()]
+    assert all(map(torch.equal, model.parameters(), expected.parameters()))
 
 
 def test_a_module_called_module_is_none_of_these():
@@ -743,3 +762,43 @@ def test_apply_raises_for_what_no_rule_is_for():
 def test_apply_knows_no_qualified_names():
     with pytest.raises(ValueError, match=r"rule 0, \('head\.\*', zeros\(\)\): model\.apply tells no qualified names"):
         fastinit.apply({"head.*": zeros()})
+
+
+# --- reports and sizes ---------------------------------------------------------------------------
+
+
+def test_a_report_shows_what_each_rule_did():
+    model = Net()
+    report = initialize(model, RULES, seed=SEED)
+    assert repr(report) == "Report(drawn=11, replaced=0, assigned=10 parameters)"
+    console = rich.console.Console(width=120, record=True, file=io.StringIO())
+    console.print(report)
+    lines = [line.split() for line in console.export_text().splitlines()]
+    assert ["(Linear,", "kaiming_normal(nonlinearity='relu'))", "layers.0.weight", "3", "192"] in lines
+    assert len(lines) >= len(RULES) + 2
+
+
+@pytest.mark.parametrize(
+    "act", [lambda: initialize(3, RULES, seed=0), lambda: fastinit.write_checkpoint(3, [], "a", seed=0)]
+)
+def test_what_is_no_module(act):
+    with pytest.raises(TypeError, match=r"rules are for a torch\.nn\.Module, got int"):
+        act()
+
+
+def test_many_rules_for_many_parameters_take_no_square_of_time():
+    """A rule for each of six thousand parameters, as recipes make them: seconds, not minutes."""
+    with torch.device("meta"):
+        model = nn.ModuleList(nn.Linear(2, 2) for _ in range(3000))
+    begin = time.perf_counter()
+    initialize(model, "torch_default", seed=SEED, device="cpu")
+    assert time.perf_counter() - begin < 20
+    assert model[-1].weight.std() > 0
+
+
+@pytest.mark.usefixtures("one_process")
+def test_a_dtensor_is_an_error_for_now():
+    model = nn.Linear(4, 4)
+    fully_shard(model, mesh=torch.distributed.init_device_mesh("cpu", (1,)))
+    with pytest.raises(RulesError, match=r"weight \(4, 4\) is a DTensor"):
+        initialize(model, "torch_default", seed=SEED)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch.nn.utils.parametrize import ParametrizationList
@@ -12,12 +11,12 @@ from ..initialisers.parts import Gates, Keep
 from ..initialisers.values import Initializer
 from .entries import Entry, entries
 from .initialize import judge, pad
-from .rules import Matched, What, judged
+from .rules import Matched, Pairs, What, judged
 
 Module = torch.nn.Module
 
 
-def apply(rules: Any) -> Callable[[Module], None]:
+def apply(rules: Pairs) -> Callable[[Module], None]:
     """What initialises a module's own parameters by rules: for `model.apply`, or FSDP's `param_init_fn`.
 
     `model.apply` tells no qualified names, so rules are by class, by (class, name) and by functions; patterns are for

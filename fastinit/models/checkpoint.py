@@ -29,7 +29,7 @@ from .entries import Entry, Home
 from .initialize import changed, draw, drawing, judge, place
 from .names import walk
 from .recipe import Recipe
-from .rules import Assigned, Matched, RulesError, described, matched, shown
+from .rules import Assigned, Matched, Rules, RulesError, described, matched, shown
 
 Module = torch.nn.Module
 PART = 1 << 25  # bytes that are drawn at a time: all threads have work, and a few of them fit into the caches
@@ -60,7 +60,7 @@ class Item(NamedTuple):
 
 def write_checkpoint(
     model: Module,
-    rules: Any,
+    rules: Rules,
     folder: str | Path,
     *,
     seed: int,

@@ -26,7 +26,7 @@ from .entries import Entry
 from .names import has_memory, reach
 from .overlaps import overlaps
 from .report import Assignment, Report
-from .rules import Assigned, Matched, Rule, RulesError, check, described, matched, shown
+from .rules import Assigned, Matched, Rule, Rules, RulesError, check, described, matched, shown
 
 Module = torch.nn.Module
 GROUP = 1 << 28  # elements that are drawn together: long enough for all threads, short enough for a bar
@@ -35,7 +35,7 @@ WAY_OUT = "; keep() leaves it as it is"
 
 def initialize(
     model: Module,
-    rules: Any,
+    rules: Rules,
     *,
     seed: int,
     fast: bool | None = None,
@@ -104,6 +104,8 @@ def unfit(entry: Entry, device: torch.device | None) -> str | None:
     tensor = entry.tensor
     if is_lazy(tensor):
         return f"is lazy, and gets its shape from the first batch: run one{WAY_OUT}"
+    if hasattr(tensor, "device_mesh"):
+        return f"is a DTensor, whose parts would be drawn apart: initialise the model before it is sharded{WAY_OUT}"
     if tensor.layout is not torch.strided:
         return f"has the layout {tensor.layout}, and initialisers fill dense tensors{WAY_OUT}"
     if tensor.is_quantized:
@@ -161,7 +163,8 @@ def lay_out(found: Matched, device: torch.device | None, dtype: torch.dtype | No
             place = old.device if device is None else device
             kind = changed(old, dtype) if one.is_parameter else old.dtype
             if place != old.device or kind is not old.dtype:
-                new = torch.empty_like(old, device=place, dtype=kind) if id(one) in anew else old.to(place, kind)
+                empty = functools.partial(torch.empty_strided, old.shape, old.stride(), device=place, dtype=kind)
+                new = empty() if id(one) in anew else old.to(place, kind)
                 made.append((one, new))
     for one, new in made:
         exchange(one, new)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,4 +41,10 @@ class Report:
     def __repr__(self) -> str:
         counts = [f"{name}={dict(getattr(self, name))}" for name in ("early", "escaped") if getattr(self, name)]
         foreign = [f"foreign={[tuple(tensor.shape) for tensor in self.foreign]}"] if self.foreign else []
-        return f"Report({', '.join([f'drawn={self.drawn}', f'replaced={self.replaced}', *counts, *foreign])})"
+        rules = [f"assigned={len(self.assigned)} parameters"] if self.assigned else []
+        return f"Report({', '.join([f'drawn={self.drawn}', f'replaced={self.replaced}', *counts, *foreign, *rules])})"
+
+    def __rich__(self) -> Any:
+        from .show import assignments
+
+        return assignments(self) if self.assigned else repr(self)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import heapq
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +20,7 @@ Module = torch.nn.Module
 Types = type[Module] | tuple[type[Module], ...]
 Where = Types | str | tuple[Types, str] | Callable[[str, Module, Tensor], bool]
 What = Value | Callable[[Tensor], object]
+WILD = frozenset("*?[")
 MOST_SHOWN = 12  # problems that an error lists
 
 
@@ -42,7 +45,8 @@ class Rule(NamedTuple):
         return f"({shown(self.where)}, {shown(self.what)})"
 
 
-Rules = Sequence[Rule | tuple[Any, Any]] | Callable[[Module], Sequence[Rule | tuple[Any, Any]]] | str
+Pairs = Iterable[Rule | tuple[Any, Any]] | Mapping[Any, Any]
+Rules = Pairs | Callable[[Module], Pairs] | str  # or a recipe, or a recipe's name
 
 
 def shown(part: Any) -> str:
@@ -55,7 +59,7 @@ def shown(part: Any) -> str:
 # --- what rules are ------------------------------------------------------------------------------
 
 
-def rules_of(given: Any, model: Module) -> list[Rule]:
+def rules_of(given: Rules, model: Module) -> list[Rule]:
     """The rules that are given, for this model. Raises `TypeError` and `ValueError` for what are none, all at once."""
     if isinstance(given, str):
         from .recipe import named
@@ -133,7 +137,8 @@ class Assigned:
 def matches(where: Where, home: Home, entry: Entry) -> bool:
     """Whether a rule's `where` is for a tensor, by one of its names."""
     if isinstance(where, str):
-        return fnmatchcase(home.name, where) and (not entry.aside or where.rpartition(".")[2] == home.key)
+        fits = home.name == where or fnmatchcase(home.name, where)
+        return fits and (not entry.aside or where.rpartition(".")[2] == home.key)
     if isinstance(where, tuple) and isinstance(where[1], str):
         types: Any = where[0]
         named = home.key == where[1] if entry.aside else any(fnmatchcase(key, where[1]) for key in keys_of(home))
@@ -156,7 +161,13 @@ class Matched:
 
     def __init__(self, rules: Sequence[Rule], found: Sequence[Entry], only: set[str] | None) -> None:
         self.rules, self.entries, self.only = rules, found, only
-        self.hit, self.won = [0] * len(rules), [0] * len(rules)  # tensors that match a rule, and those that are its
+        self.won = [0] * len(rules)  # of how many tensors a rule is the first
+        # Rules for one name, of which recipes make many, and the others.
+        self.exact: dict[str, list[int]] = {}
+        self.others: list[int] = []
+        for number, (where, *_) in enumerate(rules):
+            plain = isinstance(where, str) and not WILD.intersection(where)
+            (self.exact.setdefault(str(where), []) if plain else self.others).append(number)
         self.assigned: list[Assigned] = []
         self.problems: list[str] = []
         named = {id(entry): numbers for entry in found if (numbers := self.numbers(entry))}
@@ -168,12 +179,10 @@ class Matched:
 
     def numbers(self, entry: Entry) -> list[int]:
         """The rules that come first for a tensor, by each of its names that any is for."""
-        firsts = []
+        firsts: list[int] = []
         for home in entry.homes:
-            matching = [number for number, rule in enumerate(self.rules) if matches(rule.where, home, entry)]
-            for number in matching:
-                self.hit[number] += 1
-            firsts += matching[:1]
+            possible = heapq.merge(self.exact.get(home.name, ()), self.others)
+            firsts += islice((number for number in possible if matches(self.rules[number].where, home, entry)), 1)
         return firsts
 
     def assign(self, entry: Entry, numbers: list[int]) -> None:
@@ -203,7 +212,7 @@ class Matched:
             if self.won[number] or rule.optional:
                 continue
             text = f"rule {number}, {rule!r}, matches nothing"
-            if self.hit[number]:
+            if any(matches(rule.where, home, entry) for entry in self.entries for home in entry.homes):
                 text += " that rules before it do not match already"
             elif near := nearest(rule.where, self.entries):
                 text += f"; near it: {', '.join(near)}"
@@ -241,8 +250,10 @@ def nearest(where: Where, found: Sequence[Entry]) -> list[str]:
 # --- what is wrong with it -----------------------------------------------------------------------
 
 
-def matched(model: Module, rules: Any, only: Iterable[str] | None = None) -> Matched:
+def matched(model: Module, rules: Rules, only: Iterable[str] | None = None) -> Matched:
     """Which rule is for which tensor of a model, with the problems that this alone shows."""
+    if not isinstance(model, Module):
+        raise TypeError(f"rules are for a torch.nn.Module, got {type(model).__name__}")
     found = entries(model)
     names = {home.name for entry in found for home in entry.homes}
     given = None if only is None else {only} if isinstance(only, str) else {*only}

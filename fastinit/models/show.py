@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+    from .report import Assignment, Report
+
 DASH = "-"
 
 
@@ -101,4 +103,24 @@ def lines(audit: Audit) -> list[Text]:
         style = "bold red" if finding.error else "yellow"
         word = "error" if finding.error else "note"
         shown.append(Text.assemble((word, style), f": {whose}: {finding.text}", (f" ({finding.hint})", "dim")))
+    return shown
+
+
+def assignments(report: Report) -> Table:
+    """A row for each rule: what it says, for how many parameters and elements, and for which first."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
+    for header in ("rule", "first parameter"):
+        shown.add_column(header, overflow="fold")
+    for header in ("parameters", "elements"):
+        shown.add_column(header, justify="right")
+    rules: dict[str, list[Assignment]] = {}
+    for one in report.assigned:
+        rules.setdefault(one.rule, []).append(one)
+    for rule, ones in rules.items():
+        elements = sum(math.prod(one.shape) for one in ones)
+        shown.add_row(escape(rule), escape(ones[0].name), f"{len(ones):,}", f"{elements:,}")
     return shown
