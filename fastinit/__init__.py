@@ -64,8 +64,9 @@ from .scaled import (
     variance_scaling_,
 )
 from .structured import convolution_orthogonal_, delta_orthogonal_, identity_
+from .version import VERSION
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "CONTRACT", "Rule", "RulesError", "Stream", "accelerate", "apply", "audit", "batch", "bernoulli_", "bits_",

@@ -110,6 +110,16 @@ def test_a_model_with_memory_is_left_as_it_is(tmp_path):
         assert same_bits(tensor, before[name]), name
 
 
+@pytest.mark.parametrize("block", [fastinit.accelerate, fastinit.batch])
+def test_inside_blocks_that_put_off_draws(tmp_path, block):
+    write_checkpoint(made(), RULES, tmp_path / "outside", seed=SEED)
+    with block():
+        model = made()
+        fastinit.constant_(model.scale, 3.0)
+        write_checkpoint(model, RULES, tmp_path / "inside", seed=SEED)
+    assert digests(tmp_path / "inside") == digests(tmp_path / "outside")
+
+
 def test_safetensors_loads_it_with_its_ties(tmp_path):
     write_checkpoint(made(), RULES, tmp_path, seed=SEED)
     model, expected = Net(), made()

@@ -24,8 +24,8 @@ FILES = {
 }
 # From the ground up: a folder imports itself and those before it.
 FLOORS = (
-    "kernels", "laws", "drawing", "initialisers", "init", "samplers", "random", "scaled", "structured", "frameworks",
-    "models", "fastinit", "commands",
+    "version", "kernels", "laws", "drawing", "initialisers", "init", "samplers", "random", "scaled", "structured",
+    "frameworks", "models", "fastinit", "commands",
 )  # fmt: skip
 LONGEST_FILE, LONGEST_FUNCTION = 400, 50
 

@@ -539,6 +539,22 @@ def test_only_what_a_checkpoint_did_not_hold():
     assert all(torch.equal(model.state_dict()[name], value) for name, value in state.items())
 
 
+def test_only_takes_the_names_of_a_wrapped_model_s_state():
+    model, expected = nn.DataParallel(Net()), Net()
+    report = initialize(model, RULES, seed=SEED, only=["module.head.weight"])
+    initialize(expected, RULES, seed=SEED)
+    assert [one.name for one in report.assigned] == ["head.weight"]
+    assert torch.equal(model.module.head.weight, expected.head.weight)
+
+
+def test_only_with_a_part_of_a_computed_weight():
+    model = nn.Sequential(parametrizations.weight_norm(nn.Linear(6, 5)))
+    missing = ["0.parametrizations.weight.original0", "0.parametrizations.weight.original1"]
+    report = initialize(model, {"*.weight": normal(), "*.bias": zeros()}, seed=SEED, only=missing)
+    assert [one.name for one in report.assigned] == ["0.weight"]
+    torch.testing.assert_close(model[0].weight.detach(), drawn(normal(), "0.weight", (5, 6)))
+
+
 def test_only_with_no_names_does_nothing():
     model = Net()
     before = [one.detach().clone() for one in model.parameters()]
@@ -581,6 +597,7 @@ def test_all_problems_at_once():
         "rule 8, ((Linear, 'biass'), zeros()), matches nothing; near it: Linear has weight, bias",
         "extra (3,): no rule matches it",
         "twice (8,) cannot be initialised by xavier_uniform(): Fan in and fan out can not be computed",
+        "fewer than 2 dimensions; put a rule for it before rule 9",
         "shares memory with",
     ):
         assert found.match(re.escape(text))

@@ -44,6 +44,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(prog="fastinit", description="torch.nn.init, compiled.")
     commands = root.add_subparsers(dest="command", required=True)
+    add_models(commands)
+    doctor = commands.add_parser("doctor", help="engines, processor, threads, cache, and why something is slow")
+    doctor.set_defaults(run=run_doctor)
+    warmup = commands.add_parser("warmup", help="compile kernels of the CPU engine and keep them on disk")
+    warmup.add_argument(
+        "laws",
+        nargs="*",
+        metavar="LAW",
+        help="those of a law: uniform, normal, truncated_normal, ...; without, of all",
+    )
+    warmup.add_argument("--into", metavar="DIR", help="keep them there, readable by all users, as for an image")
+    warmup.set_defaults(run=run_warmup)
+    return root
+
+
+def add_models(commands: Any) -> None:
+    """The commands that construct a module of the user's."""
     compare = commands.add_parser(
         "compare",
         help="torch.nn.init against fastinit on a module of yours: time, memory, statistics",
@@ -88,18 +105,6 @@ def parser() -> argparse.ArgumentParser:
     init.add_argument("--dtype", metavar="DTYPE", help="of all floating-point parameters, as bfloat16")
     init.add_argument("--shard-size", metavar="SIZE", default="5GB", help="of a file at most (5GB)")
     init.set_defaults(run=run_init)
-    doctor = commands.add_parser("doctor", help="engines, processor, threads, cache, and why something is slow")
-    doctor.set_defaults(run=run_doctor)
-    warmup = commands.add_parser("warmup", help="compile kernels of the CPU engine and keep them on disk")
-    warmup.add_argument(
-        "laws",
-        nargs="*",
-        metavar="LAW",
-        help="those of a law: uniform, normal, truncated_normal, ...; without, of all",
-    )
-    warmup.add_argument("--into", metavar="DIR", help="keep them there, readable by all users, as for an image")
-    warmup.set_defaults(run=run_warmup)
-    return root
 
 
 def seed(text: str) -> int:

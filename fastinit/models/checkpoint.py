@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..drawing.batch import at_once, settle, unseen
 from ..drawing.regions import rows, shard
 from ..drawing.streams import CONTRACT, Stream
 from ..drawing.tell import quiet
@@ -24,6 +25,7 @@ from ..init import zeros_
 from ..initialisers.parts import Gates, Keep
 from ..initialisers.values import Initializer
 from ..kernels.dtypes import FORMATS
+from ..version import VERSION
 from . import files
 from .entries import Entry, Home
 from .initialize import changed, draw, drawing, judge, place
@@ -84,7 +86,7 @@ def write_checkpoint(
     seed, folder = Stream(seed).seed, Path(folder)
     found = matched(model, rules, None)
     judge(model, found, torch.device("cpu"), dtype)
-    about = {"version": version(), "contract": CONTRACT, "seed": seed, "rules": said(rules, found)}
+    about = {"version": VERSION, "contract": CONTRACT, "seed": seed, "rules": said(rules, found)}
     shards = [*sharded([*items_of(found, dtype)], bytes_in(shard_size))]
     aliases = {home.name: entry.name for entry in found.entries for home in entry.homes[1:] if entry.assign is None}
     planned = [file_of(items, name, about, aliases) for name, items in named(shards)]
@@ -101,12 +103,6 @@ def write_checkpoint(
     for name, content in texts.items():  # the index last: without it there is no checkpoint
         files.put(folder, name, content)
     return [folder / name for name in (*(file.name for file in planned), *texts)]
-
-
-def version() -> str:
-    from .. import __version__
-
-    return __version__
 
 
 def said(rules: Any, found: Matched) -> Any:
@@ -253,10 +249,12 @@ def send(model: Module, item: Item, seed: int, writer: files.Writer) -> None:
 
 
 def send_all(tensor: Tensor, writer: files.Writer) -> None:
+    settle(tensor)
     for part in files.bytes_of(tensor, PART):
         writer.send(part)
 
 
+@unseen
 def fill_box(
     item: Item,
     what: Initializer,
@@ -269,9 +267,9 @@ def fill_box(
     """Fill memory with a part of a tensor."""
     part = shard(memory.view(item.dtype).view(size), item.shape, offset)
     with quiet():
-        what.fill(part, stream=stream)
+        at_once(what.fill, part, stream=stream)  # whatever blocks are open: another thread reads it
         if row is not None:
-            zeros_(rows(part, row, row + 1))
+            at_once(zeros_, rows(part, row, row + 1))
 
 
 def boxes(shape: tuple[int, ...], most: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:

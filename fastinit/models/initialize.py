@@ -78,8 +78,7 @@ def initialize(
 def assignment(one: Assigned, rules: Sequence[Rule]) -> Assignment:
     tensor = one.entry.tensor
     shape = () if is_lazy(tensor) else tuple(tensor.shape)
-    what = repr(one.what) if isinstance(one.what, (Initializer, Keep, Gates)) else one.what.__qualname__
-    return Assignment(one.entry.name, shape, tensor.dtype, what, repr(rules[one.rule]))
+    return Assignment(one.entry.name, shape, tensor.dtype, shown(one.what), repr(rules[one.rule]))
 
 
 # --- before anything is written ------------------------------------------------------------------
@@ -135,7 +134,8 @@ def refused(one: Assigned, dtype: torch.dtype | None) -> str | None:
         with quiet():
             one.what.fill(trial)
     except Exception as error:
-        return f"cannot be initialised by {one.what!r}: {' '.join(str(error).split())}"
+        said = " ".join(str(error).split())
+        return f"cannot be initialised by {one.what!r}: {said}; put a rule for it before rule {one.rule}"
     return None
 
 

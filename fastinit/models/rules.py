@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..initialisers.parts import Value, get
+from ..initialisers.values import Initializer
 from .entries import Entry, Home, entries
 
 Module = torch.nn.Module
@@ -25,7 +27,7 @@ MOST_SHOWN = 12  # problems that an error lists
 
 
 class RulesError(ValueError):
-    """Rules that do not fit a model. Nothing was written."""
+    """Rules that do not fit a model."""
 
 
 class Rule(NamedTuple):
@@ -50,10 +52,14 @@ Rules = Pairs | Callable[[Module], Pairs] | str  # or a recipe, or a recipe's na
 
 
 def shown(part: Any) -> str:
-    """A part of a rule as it is written."""
+    """A part of a rule as it is written; the same in every process, for it stands in checkpoints."""
     if isinstance(part, tuple):
         return f"({', '.join(map(shown, part))})"
-    return getattr(part, "__qualname__", None) or repr(part)
+    if isinstance(part, functools.partial):
+        return f"partial({', '.join(map(shown, (part.func, *part.args, *part.keywords.values())))})"
+    if callable(part) and not isinstance(part, Initializer):
+        return str(getattr(part, "__qualname__", type(part).__qualname__))
+    return repr(part)
 
 
 # --- what rules are ------------------------------------------------------------------------------
@@ -188,7 +194,7 @@ class Matched:
     def assign(self, entry: Entry, numbers: list[int]) -> None:
         for number in numbers:
             self.won[number] += 1
-        if self.only is not None and self.only.isdisjoint(home.name for home in entry.homes):
+        if self.only is not None and self.only.isdisjoint(names_of(entry)):
             return
         if not numbers:
             if not entry.aside or entry.why or (entry.tensor.is_meta and id(entry) not in self.computed):
@@ -217,6 +223,11 @@ class Matched:
             elif near := nearest(rule.where, self.entries):
                 text += f"; near it: {', '.join(near)}"
             yield text
+
+
+def names_of(entry: Entry) -> set[str]:
+    """Of a tensor, and of what it is computed from."""
+    return {home.name for one in (entry, *entry.parts) for home in one.homes}
 
 
 def described(entry: Entry) -> str:
@@ -255,14 +266,22 @@ def matched(model: Module, rules: Rules, only: Iterable[str] | None = None) -> M
     if not isinstance(model, Module):
         raise TypeError(f"rules are for a torch.nn.Module, got {type(model).__name__}")
     found = entries(model)
-    names = {home.name for entry in found for home in entry.homes}
-    given = None if only is None else {only} if isinstance(only, str) else {*only}
-    if given is not None and (unknown := sorted(given - names)):
+    given = None if only is None else known(model, found, [only] if isinstance(only, str) else [*only])
+    return Matched(rules_of(rules, model), found, given)
+
+
+def known(model: Module, found: Sequence[Entry], only: Iterable[str]) -> set[str]:
+    """These names without wrappers' prefixes, which those of a wrapped model's `state_dict` have."""
+    names = {home.name: home.name for entry in found for home in entry.homes}
+    first = {id(entry.tensor): entry.name for entry in found}
+    for own in (model.named_parameters, model.named_buffers):
+        names |= {name: first[id(one)] for name, one in own(remove_duplicate=False) if name not in names}
+    if unknown := [name for name in only if name not in names]:
         raise RulesError(
             f"only has names that {type(model).__name__} does not have: "
             + ", ".join(f"{name!r}{near_name(name, names)}" for name in unknown[:MOST_SHOWN])
         )
-    return Matched(rules_of(rules, model), found, given)
+    return {names[name] for name in only}
 
 
 def near_name(name: str, names: Iterable[str]) -> str:
