@@ -12,7 +12,7 @@ from common import python, same_bits
 from torch import nn
 
 import fastinit
-from fastinit import Stream, accelerate, build
+from fastinit import Stream, accelerate, build, initialisers
 from fastinit.models.coverage import CoverageError
 from fastinit.models.names import named_tensors
 from fastinit.models.origins import origin_of
@@ -462,3 +462,30 @@ assert 0.9 * size < extra < 1.01 * size + (4 << 20), (extra, size)
 def test_the_peak_of_memory_is_the_model():
     """And one per cent, beside what kernels and libraries take when they are first used."""
     python(PEAK)
+
+
+# --- fastinit's own calls ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", initialisers.names())
+def test_own_calls_are_drawn_by_name(name):
+    value = getattr(initialisers, name)(*{"constant": (0.5,), "sparse": (0.3,), "geometric": (0.3,)}.get(name, ()))
+    shape = (8, 6, 3) if name in ("convolution_orthogonal", "delta_orthogonal", "dirac") else (8, 6)
+    expected = value(shape, stream=Stream.named("weight", 5))
+    model = nn.Module()
+    model.before, model.weight = nn.Parameter(torch.empty(3)), nn.Parameter(torch.empty(shape))
+    with accelerate(model, seed=5):
+        nn.init.normal_(model.before)
+        value.fill(model.weight)
+    assert same_bits(model.weight.detach(), expected)
+
+
+def test_parameters_side_by_side_in_one_memory_have_their_own_names():
+    model, whole = nn.Module(), torch.zeros(6, 4)
+    model.left, model.right = nn.Parameter(whole[:, :2]), nn.Parameter(whole[:, 2:])
+    with accelerate(model, seed=5):
+        nn.init.normal_(model.left)
+        nn.init.normal_(model.right)
+    for name in ("left", "right"):
+        expected = fastinit.normal_(torch.empty(6, 2), stream=Stream.named(name, 5))
+        assert same_bits(getattr(model, name).detach().contiguous(), expected)
