@@ -418,6 +418,17 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
         subprocess.run(["umount", disk], check=True)
 
 
+def test_buffers_that_are_not_saved_need_no_values(tmp_path):
+    with torch.device("meta"):
+        model = nn.Linear(3, 3)
+        model.register_buffer("frequencies", torch.ones(3), persistent=False)
+    found = loaded(write_checkpoint(model, "torch_default", tmp_path, seed=SEED))
+    assert found.keys() == {"weight", "bias"}
+    model.register_buffer("frequencies", model.frequencies)
+    with pytest.raises(RulesError, match=r"frequencies \(3,\): no rule names it"):
+        write_checkpoint(model, "torch_default", tmp_path, seed=SEED)
+
+
 def test_dtypes_that_safetensors_does_not_know(tmp_path):
     model = nn.Module()
     model.odd = nn.Parameter(torch.zeros(3, dtype=torch.complex128))

@@ -36,7 +36,7 @@ def apply(rules: Pairs) -> Callable[[Module], None]:
     def init(module: Module) -> None:
         if isinstance(module, ParametrizationList):  # comes with the module whose weights it computes
             return
-        found = Matched(given, entries(module, deep=False), None)
+        found = Matched(given, entries(module, deep=False))
         judge(module, found, None, None)
         for one in found.assigned:
             write(one.entry, one.what)

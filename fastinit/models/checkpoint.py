@@ -27,7 +27,7 @@ from ..initialisers.values import Initializer
 from ..kernels.dtypes import FORMATS
 from ..version import VERSION
 from . import files
-from .entries import Entry, Home
+from .entries import Entry
 from .initialize import changed, draw, drawing, judge, place
 from .names import walk
 from .recipe import Recipe
@@ -84,7 +84,7 @@ def write_checkpoint(
     is written, or with what was unfinished removed.
     """
     seed, folder = Stream(seed).seed, Path(folder)
-    found = matched(model, rules, None)
+    found = matched(model, rules, saved=True)
     judge(model, found, torch.device("cpu"), dtype)
     about = {"version": VERSION, "contract": CONTRACT, "seed": seed, "rules": said(rules, found)}
     shards = [*sharded([*items_of(found, dtype)], bytes_in(shard_size))]
@@ -121,15 +121,11 @@ def items_of(found: Matched, dtype: torch.dtype | None) -> Iterator[Item]:
     for one in found.assigned:
         by |= {id(entry): one for entry in (one.entry, *one.entry.parts)}
     for entry in found.entries:
-        if entry.assign is None and (entry.is_parameter or any(is_persistent(home) for home in entry.homes)):
+        if entry.is_saved:
             kind = changed(entry.tensor, dtype if entry.is_parameter else None)
             if kind not in DTYPES:
                 raise RulesError(f"{described(entry)} has the dtype {kind}, which safetensors does not know")
             yield Item(entry.name, tuple(entry.tensor.shape), kind, entry, by.get(id(entry)))
-
-
-def is_persistent(home: Home) -> bool:
-    return home.key not in home.module._non_persistent_buffers_set
 
 
 def bytes_in(size: int | str) -> int:

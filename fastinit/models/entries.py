@@ -46,6 +46,13 @@ class Entry:
     def is_parameter(self) -> bool:
         return self.homes[0].key in self.homes[0].module._parameters
 
+    @property
+    def is_saved(self) -> bool:
+        """Whether it stands in a model's `state_dict`."""
+        return self.assign is None and any(
+            key in module._parameters or key not in module._non_persistent_buffers_set for _, module, key in self.homes
+        )
+
     def padding(self) -> int | None:
         """The row that stands for padding, of an embedding."""
         for _, module, key in self.homes:

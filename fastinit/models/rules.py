@@ -165,8 +165,10 @@ def keys_of(home: Home) -> set[str]:
 class Matched:
     """Rules, a model's tensors, and which are for which; and all that is wrong with that."""
 
-    def __init__(self, rules: Sequence[Rule], found: Sequence[Entry], only: set[str] | None) -> None:
-        self.rules, self.entries, self.only = rules, found, only
+    def __init__(
+        self, rules: Sequence[Rule], found: Sequence[Entry], only: set[str] | None = None, saved: bool = False
+    ) -> None:
+        self.rules, self.entries, self.only, self.saved = rules, found, only, saved
         self.won = [0] * len(rules)  # of how many tensors a rule is the first
         # Rules for one name, of which recipes make many, and the others.
         self.exact: dict[str, list[int]] = {}
@@ -197,7 +199,7 @@ class Matched:
         if self.only is not None and self.only.isdisjoint(names_of(entry)):
             return
         if not numbers:
-            if not entry.aside or entry.why or (entry.tensor.is_meta and id(entry) not in self.computed):
+            if not entry.aside or entry.why or self.is_lost(entry):
                 self.problems.append(
                     f"{described(entry)}: no rule {'names' if entry.aside else 'matches'} it{entry.why}"
                 )
@@ -211,6 +213,11 @@ class Matched:
             )
             return
         self.assigned.append(Assigned(entry, numbers[0], what[0]))
+
+    def is_lost(self, entry: Entry) -> bool:
+        """Whether a buffer, or what a weight is computed from, has no value, and gets none."""
+        needed = entry.is_saved or not self.saved
+        return entry.tensor.is_meta and id(entry) not in self.computed and needed
 
     def dead(self) -> Iterator[str]:
         """The rules that are for nothing."""
@@ -261,13 +268,16 @@ def nearest(where: Where, found: Sequence[Entry]) -> list[str]:
 # --- what is wrong with it -----------------------------------------------------------------------
 
 
-def matched(model: Module, rules: Rules, only: Iterable[str] | None = None) -> Matched:
-    """Which rule is for which tensor of a model, with the problems that this alone shows."""
+def matched(model: Module, rules: Rules, only: Iterable[str] | None = None, saved: bool = False) -> Matched:
+    """Which rule is for which tensor of a model, with the problems that this alone shows.
+
+    `saved`: buffers that no `state_dict` has need no values.
+    """
     if not isinstance(model, Module):
         raise TypeError(f"rules are for a torch.nn.Module, got {type(model).__name__}")
     found = entries(model)
     given = None if only is None else known(model, found, [only] if isinstance(only, str) else [*only])
-    return Matched(rules_of(rules, model), found, given)
+    return Matched(rules_of(rules, model), found, given, saved)
 
 
 def known(model: Module, found: Sequence[Entry], only: Iterable[str]) -> set[str]:
