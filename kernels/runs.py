@@ -101,10 +101,13 @@ def in_a_row(tensor: torch.Tensor) -> torch.Tensor:
 
 def extent(tensor: Tensor) -> tuple[int, int]:
     """Where the memory that a tensor reaches over begins, and where it ends."""
-    start, reach = tensor.data_ptr(), 1
-    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
-        reach += (size - 1) * stride
-    return start, start + reach * tensor.element_size()
+    start = tensor.data_ptr()
+    return start, start + reach(tensor.shape, tensor.stride()) * tensor.element_size()
+
+
+def reach(shape: Sequence[int], stride: Sequence[int]) -> int:
+    """How many elements lie from a tensor's first to its last one, with those between that are not its own."""
+    return 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
 
 
 def overlap(a: Tensor, b: Tensor) -> bool:

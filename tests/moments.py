@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from fastinit.models.names import named_tensors
+from fastinit.models.walk import named_tensors
 
 SEED = 20261128
 MOST_Z = 6.0  # standard errors: one true parameter in 5e8 fails

@@ -14,8 +14,8 @@ from torch import nn
 import fastinit
 from fastinit import Stream, accelerate, build, initialisers
 from fastinit.models.coverage import CoverageError
-from fastinit.models.names import named_tensors
 from fastinit.models.origins import origin_of
+from fastinit.models.walk import named_tensors
 
 SEED = 11
 

@@ -14,8 +14,8 @@ from moments import MOST_Z, SEED, by_torch, distance, worst
 from torch import nn
 
 from fastinit import accelerate, audit, build, initialize, recipes
-from fastinit.models.names import named_tensors
 from fastinit.models.report import Report
+from fastinit.models.walk import named_tensors
 
 pytestmark = pytest.mark.usefixtures("their_imports")
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from fastinit import accelerate, audit, build
 from fastinit.models.coverage import CoverageError
-from fastinit.models.names import named_tensors
+from fastinit.models.walk import named_tensors
 
 ROOT = Path(__file__).parent.parent
 

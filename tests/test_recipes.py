@@ -15,8 +15,8 @@ from torch.nn import functional
 import fastinit
 from fastinit import RulesError, build, initialize, recipes
 from fastinit.initialisers import keep, zeros
-from fastinit.models.names import named_parameters
 from fastinit.models.recipe import RECIPES, named
+from fastinit.models.walk import named_parameters
 
 # --- models of one's own -----------------------------------------------------------------------
 

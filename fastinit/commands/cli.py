@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..kernels.cpu.forms import Kernel
 
 OK, FAILED, MISUSED = 0, 1, 2
+MODULE, RULES = "what makes a torch.nn.Module", "rules, or a function that takes the module and returns them"
 EXAMPLE = "fastinit compare torch.nn:Transformer --set d_model=256"
 
 
@@ -81,7 +82,7 @@ def add_models(commands: Any) -> None:
         "init",
         help="write a module's initial weights as a checkpoint, however large",
         description="Constructs a module without memory for its parameters, and writes what a recipe makes of them as "
-        "safetensors files, part by part. What was stopped is taken up by the same command.",
+        "safetensors files, part by part. The same command resumes what was interrupted.",
         epilog="example: fastinit init transformers:LlamaForCausalLM --set "
         "'config=transformers:LlamaConfig(num_hidden_layers=2)' --recipe llama --dtype bfloat16 --out llama",
     )
@@ -100,8 +101,10 @@ def add_models(commands: Any) -> None:
     audit.set_defaults(run=run_audit)
     how = init.add_mutually_exclusive_group(required=True)
     how.add_argument("--recipe", metavar="RECIPE", help="llama, 'gpt2(n_layer=12)', ...: see fastinit.recipes")
-    how.add_argument("--rules", metavar="MODULE:NAME", help="rules of your own, or what makes them of the module")
-    init.add_argument("--out", metavar="DIR", required=True, help="the folder, made if there is none")
+    how.add_argument(
+        "--rules", metavar="MODULE:NAME", help="rules of your own, or a function that takes the module and returns them"
+    )
+    init.add_argument("--out", metavar="DIR", required=True, help="the folder, created if missing")
     init.add_argument("--dtype", metavar="DTYPE", help="of all floating-point parameters, as bfloat16")
     init.add_argument("--shard-size", metavar="SIZE", default="5GB", help="of a file at most (5GB)")
     init.set_defaults(run=run_init)
@@ -171,34 +174,35 @@ def run_audit(arguments: argparse.Namespace) -> int:
 
 
 def run_init(arguments: argparse.Namespace) -> int:
-    from ..initialisers.values import as_dtype
     from ..models.build import constructed_by_name
-    from ..models.checkpoint import write_checkpoint
+    from ..models.checkpoint import bytes_in, write_checkpoint
+    from ..models.initialize import floating
     from ..models.meta import meta
+    from ..models.recipe import named
     from ..models.show import plural
 
     settings = dict(setting(text) for text in arguments.set)
     try:
-        dtype = as_dtype(arguments.dtype)
-    except TypeError as error:
-        raise Misuse(f"--dtype {arguments.dtype}: {one_line(error)}") from error
-    rules = arguments.recipe or named(arguments.rules)
+        dtype, size = floating(arguments.dtype), bytes_in(arguments.shard_size)
+        rules = named(arguments.recipe) if arguments.recipe is not None else found(arguments.rules, RULES)
+    except (ValueError, TypeError) as error:
+        raise Misuse(one_line(error)) from error
     make = functools.partial(built, arguments.target, settings)
     with meta():
         model, problems, _ = constructed_by_name(make, seed=arguments.seed, device=torch.device("meta"))
     if problems:
-        raise Misuse("; ".join(f"{name} {what}" for name, what in problems[:8]))
+        raise Misuse("; ".join(f"{name} {what}" for name, what in problems))
     begin = time.perf_counter()
     try:
-        written = write_checkpoint(
-            model, rules, arguments.out, seed=arguments.seed, dtype=dtype, shard_size=arguments.shard_size
-        )
+        written = write_checkpoint(model, rules, arguments.out, seed=arguments.seed, dtype=dtype, shard_size=size)
     except (ValueError, TypeError, OSError) as error:
         print(f"fastinit init: {error}", file=sys.stderr)
         return FAILED
-    size = sum(path.stat().st_size for path in written)
-    taken = time.perf_counter() - begin
-    print(f"{plural(len(written), 'file')}, {size / 1e9:,.2f} GB, in {taken:.1f} s: {arguments.out}")
+    except Exception as error:  # a function in the rules can raise anything
+        print(f"fastinit init: {type(error).__name__}: {one_line(error)}", file=sys.stderr)
+        return FAILED
+    total, taken = sum(path.stat().st_size for path in written), time.perf_counter() - begin
+    print(f"{plural(len(written), 'file')}, {total / 1e9:,.2f} GB, in {taken:.1f} s: {arguments.out}")
     return OK
 
 
@@ -220,21 +224,16 @@ def setting(text: str) -> tuple[str, Any]:
 
 def made(text: str) -> Any:
     """The object of `MODULE:CALLABLE(name=value, ...)`, whose values are Python literals. Raises `Misuse`."""
-    target, _, _ = text.partition("(")
-    module_name, _, path = target.partition(":")
+    from ..models.recipe import literal_call
+
+    module_name, _, call = text.partition(":")
     try:
-        call = ast.parse(f"{path}{text[len(target) :]}", mode="eval").body
-        if not isinstance(call, ast.Call):
-            raise ValueError
-        arguments = [ast.literal_eval(argument) for argument in call.args]
-        named = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg is not None}
-        if len(named) < len(call.keywords):
-            raise ValueError
-    except (ValueError, SyntaxError) as error:
+        path, arguments, keywords = literal_call(call)
+    except ValueError as error:
         raise Misuse(f"expected MODULE:CALLABLE(NAME=VALUE, ...) with Python literals, got {text!r}") from error
     make = found(f"{module_name}:{path}")
     try:
-        return make(*arguments, **named)
+        return make(*arguments, **keywords)
     except Exception as error:  # somebody else's code can raise anything
         raise Misuse(f"{text} raised {type(error).__name__}: {one_line(error)}") from error
 
@@ -254,19 +253,12 @@ def built(target: str, settings: dict[str, Any]) -> torch.nn.Module:
     return module
 
 
-def found(target: str) -> Callable[..., Any]:
-    """What is called for a module. Raises `Misuse` where there is nothing, or nothing that can be called."""
-    make: Callable[..., Any] = named(target)
-    if not callable(make):
-        raise Misuse(f"{target} is not callable but {type(make).__name__}; expected what makes a torch.nn.Module")
-    return make
-
-
-def named(target: str) -> Any:
-    """The object of `MODULE:NAME`. Raises `Misuse` where there is none."""
+def found(target: str, wanted: str = MODULE) -> Any:
+    """The object of `MODULE:NAME`. Raises `Misuse` where there is none, or no callable where a module is to be made."""
     module_name, colon, path = target.partition(":")
     if not (module_name and colon and path):
-        raise Misuse(f"expected MODULE:CALLABLE, as in `{EXAMPLE}`; got {target!r}")
+        example = f", as in `{EXAMPLE}`" if wanted is MODULE else ""
+        raise Misuse(f"expected MODULE:CALLABLE{example}; got {target!r}")
     if "" not in sys.path:
         sys.path.insert(0, "")  # what lies in the current folder counts, as it does for `python -m`
     try:
@@ -277,9 +269,12 @@ def named(target: str) -> Any:
             "expected the name of a Python module"
         ) from error
     try:
-        return functools.reduce(getattr, path.split("."), module)
+        result = functools.reduce(getattr, path.split("."), module)
     except AttributeError as error:
-        raise Misuse(f"{module_name!r} has no {path!r}; expected a callable of that module") from error
+        raise Misuse(f"{module_name!r} has no {path!r}; expected {wanted} of that module") from error
+    if wanted is MODULE and not callable(result):
+        raise Misuse(f"{target} is not callable but {type(result).__name__}; expected {MODULE}")
+    return result
 
 
 def one_line(error: Exception) -> str:

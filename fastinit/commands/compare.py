@@ -14,7 +14,7 @@ import math
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,12 +109,12 @@ def compare(make: Callable[[], torch.nn.Module], *, seed: int = 0, repeat: int |
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's, which the recording has shown
         groups = grouped(calls.values())
-    with torch.no_grad(), warnings.catch_warnings(), progress(2 * len(groups)) as bar:
+    with torch.no_grad(), warnings.catch_warnings(), bar(2 * len(groups), "measuring") as shown:
         warnings.simplefilter("ignore")
         preparation = prepare(groups)
         memory, observed = {}, {}
         for side in SIDES:
-            memory[side], observed[side] = watched(groups, side, seed, bar.update)
+            memory[side], observed[side] = watched(groups, side, seed, shown.update)
         seconds, together = timed(groups, seed, repeat, bar)
     rows = tuple(
         Row(
@@ -299,15 +299,6 @@ def resident(field: str) -> int | None:
     """A line of Linux's account of this process's memory, in bytes."""
     lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
     return int(lines[field].split()[0]) << 10 if field in lines else None
-
-
-@contextlib.contextmanager
-def progress(total: int) -> Iterator[Any]:
-    """A bar on a terminal's stderr, for work that takes more than two seconds."""
-    from tqdm import tqdm
-
-    with tqdm(total=total, delay=2, disable=None, leave=False, unit="group") as bar:
-        yield bar
 
 
 def observe(group: Group) -> Observed:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, UntypedStorage
 
 from ..kernels.contract import Draw, Engine, Job, JobEngine, KernelMissing
+from ..kernels.runs import reach
 from . import engines, torch_private as private
 from .streams import Stream
 
@@ -61,8 +62,8 @@ class Fill(NamedTuple):
 
     @property
     def reach(self) -> int:
-        """How many elements lie from its first to its last one, with those between that are not its own."""
-        return 1 + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
+        """See `runs.reach`."""
+        return reach(self.shape, self.stride)
 
     def covers(self, storage: UntypedStorage) -> bool:
         """Whether it writes all of the memory. Engines fill no tensor whose elements share memory."""

@@ -1,4 +1,4 @@
-"""Warnings that point at the caller's line, and those that a process gives once."""
+"""What users get to see meanwhile: warnings that point at the caller's line, or come once in a process; bars."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 PACKAGE = __package__.partition(".")[0]
 told: set[str] = set()  # what was given already
@@ -42,3 +43,11 @@ def warn_once(topic: str, message: str) -> None:
     if topic not in told and not held_back.get():
         told.add(topic)  # first, for the warning may be made an error, and the next call must work
         warn(message, RuntimeWarning)
+
+
+def bar(total: int, what: str, progress: bool | None = None, unit: str = "") -> Any:
+    """A bar on stderr, of tqdm's; None: on a terminal alone. It comes after two seconds."""
+    from tqdm import tqdm
+
+    disable = None if progress is None else not progress
+    return tqdm(total=total, desc=what, delay=2, disable=disable, leave=False, unit=unit, unit_scale=True)

@@ -66,10 +66,9 @@ class Gates:
         for begin, end, value in self.blocks(tuple(tensor.shape)):
             with torch.no_grad():
                 part: Any = rows(tensor, begin, end)
-            own = None
-            if stream is not None:
-                steps = row_major(part.shape)
-                own = stream.part(begin * (steps[0] if steps else 1), part.shape, steps)
+            own, steps = stream, row_major(part.shape)
+            if stream is not None and len(self.layout) > 1:
+                own = stream.part(begin * steps[0], part.shape, steps)
             value.fill(part, stream=own, generator=generator, fast=fast)
         return tensor
 

@@ -1,4 +1,4 @@
-"""Rules for one module at a time, as `model.apply` and FSDP call a function."""
+"""Rules for one module at a time, as `model.apply` calls a function."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ from torch.nn.utils.parametrize import ParametrizationList
 from ..initialisers.parts import Gates, Keep
 from ..initialisers.values import Initializer
 from .entries import Entry, entries
-from .initialize import judge, pad
+from .initialize import empty_weight, judge, pad
 from .rules import Matched, Pairs, What, judged
 
 Module = torch.nn.Module
 
 
 def apply(rules: Pairs) -> Callable[[Module], None]:
-    """What initialises a module's own parameters by rules: for `model.apply`, or FSDP's `param_init_fn`.
+    """What initialises a module's own parameters by rules, for `model.apply`.
 
     `model.apply` tells no qualified names, so rules are by class, by (class, name) and by functions; patterns are for
     names in the module, such as "bias*". Each call draws as the functions of fastinit do: from torch's generator, or,
-    inside `accelerate(model, seed=0)`, by the names of the parameters: then the bits are those of `initialize`. A
-    parameter that no rule is for, and whatever else is wrong with a module's own, raises `RulesError` before anything
-    of that module is written. Rules that match nothing are no error: nobody knows which module is the last.
+    inside `accelerate(model, seed=0)`, by the names of the parameters: then the bits are those of `initialize` (but of
+    weights that are computed from others). A parameter that no rule is for, and whatever else is wrong with a module's
+    own, raises `RulesError` before anything of that module is written. Rules that match nothing are no error: nobody
+    knows which module is the last. What a function leaves unwritten, and rules that disagree about a tied parameter,
+    are not noticed.
     """
     given = [rule._replace(optional=True) for rule in judged(rules)]
     for number, rule in enumerate(given):
@@ -37,7 +39,7 @@ def apply(rules: Pairs) -> Callable[[Module], None]:
         if isinstance(module, ParametrizationList):  # comes with the module whose weights it computes
             return
         found = Matched(given, entries(module, deep=False))
-        judge(module, found, None, None)
+        judge(module, found)
         for one in found.assigned:
             write(one.entry, one.what)
 
@@ -50,11 +52,12 @@ def write(entry: Entry, what: What) -> None:
     with torch.no_grad():
         tensor = entry.tensor
         if entry.assign is not None:
-            tensor = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+            tensor = empty_weight(entry)
         if isinstance(what, (Initializer, Gates)):
             what.fill(tensor)
         else:
             what(tensor)
         if entry.assign is not None:
             entry.assign(tensor)
-    pad(entry)
+        else:
+            pad(entry, tensor)

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from ..drawing.tell import bar
 from ..initialisers.table import CONSTANTS
 from ..kernels.dtypes import FORMATS, name_of
-from .names import has_memory, named_parameters
 from .origins import Origin, origin_of
 from .promise import Promise, promised
+from .walk import has_memory, named_parameters
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -123,16 +124,14 @@ def audit(model: torch.nn.Module, *, problems: Iterable[tuple[str, str]] = ()) -
     rows of zeros; tensors with the same values as another one. `problems`: names, and what else is wrong with them.
     Reads the whole model once; on a terminal a bar shows what takes more than two seconds.
     """
-    from tqdm import tqdm
-
     given = dict(problems)
     parameters = [*named_parameters(model)]
     rows: list[Row] = []
     total = sum(parameter.numel() for _, parameter in parameters)
-    with tqdm(total=total, delay=2, disable=None, leave=False, unit="", unit_scale=True, desc="looking") as bar:
+    with bar(total, "looking") as shown:
         for name, parameter in parameters:
             rows.append(look(name, parameter, given.pop(name, None)))
-            bar.update(parameter.numel())
+            shown.update(parameter.numel())
     tensors = dict(parameters)
     rows = [*with_twins(rows, tensors)]
     missing = [

@@ -15,8 +15,9 @@ from ..drawing.streams import Stream
 from . import origins
 from .block import Block, seeded
 from .coverage import Coverage, check as check_coverage
-from .names import Names, has_memory, named_tensors
+from .names import Names
 from .report import Report
+from .walk import has_memory, named_tensors
 
 M = TypeVar("M", bound=torch.nn.Module)
 Problems = list[tuple[str, str]]  # names of tensors, and what is wrong with each

@@ -15,34 +15,34 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from torch.nn.parameter import is_lazy
 
 from ..drawing.batch import at_once, settle, unseen
 from ..drawing.regions import rows, shard
 from ..drawing.streams import CONTRACT, Stream
-from ..drawing.tell import quiet
+from ..drawing.tell import bar, quiet
 from ..init import zeros_
+from ..initialisers.operators import whole as drawn_whole
 from ..initialisers.parts import Gates, Keep
 from ..initialisers.values import Initializer
-from ..kernels.dtypes import FORMATS
 from ..version import VERSION
 from . import files
 from .entries import Entry
-from .initialize import changed, draw, drawing, judge, place
-from .names import walk
+from .initialize import changed, draw, drawing, floating, is_torchs, judge, place_in
 from .recipe import Recipe
-from .rules import Assigned, Matched, Rules, RulesError, described, matched, shown
+from .rules import Match, Matched, Rules, described, matched, shown
+from .walk import walk
 
 Module = torch.nn.Module
+FORMAT, ABOUT, METADATA = "format", "fastinit", "__metadata__"  # names in a header
+COMPUTED = "is computed from other parameters; initialize the model and save it, or have rules name these"
 PART = 1 << 25  # bytes that are drawn at a time: all threads have work, and a few of them fit into the caches
-# Initialisers of which a part cannot be drawn alone: these tensors are made as a whole.
 DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
     torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.complex64: "C64",
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
     torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
-WHOLE = ("convolution_orthogonal", "delta_orthogonal", "orthogonal", "sparse")
 
 
 class Item(NamedTuple):
@@ -52,7 +52,7 @@ class Item(NamedTuple):
     shape: tuple[int, ...]
     dtype: torch.dtype
     entry: Entry
-    by: Assigned | None
+    by: Match | None
 
     @property
     def size(self) -> int:
@@ -72,32 +72,49 @@ def write_checkpoint(
 ) -> list[Path]:
     """Write what `initialize(model, rules, seed=seed, dtype=dtype)` makes of a model as safetensors; returns the files.
 
-    The model may be on the meta device, and is left as it is: tensors are drawn part by part, straight into the files
-    (those of `orthogonal` and its like, of functions and of computed weights one at a time). `model.safetensors`, or
-    shards of at most `shard_size` with their index, as transformers and safetensors read them; tied parameters once, by
-    their first name; persistent buffers as they are. transformers' configurations of the model are written, too.
-    The metadata says contract, seed, version, rules, and of each tensor its initialiser.
+    The model may be on the meta device, and is left as it is: tensors are drawn part by part, straight into the files.
+    As a whole, one at a time, are drawn those of `orthogonal` and its like, of functions, and what torch draws (complex
+    numbers, flags). `model.safetensors`, or shards of at most `shard_size` with their index, as transformers and
+    safetensors read them; tied parameters once, by their first name; persistent buffers as they are. transformers'
+    configurations of the model are written, too. The metadata says contract, seed, version, rules, and of each tensor
+    its initialiser, or a digest of what no initialiser can make again (what is kept, what functions drew).
 
     A file has its final name when it is complete. What an earlier call with the same arguments has finished is
     left, so that a call that was killed is taken up by the next one. Raises `RulesError` and what else `initialize`
-    raises, `FileExistsError` where other weights lie in the folder, `OSError` where the disk is full: before anything
-    is written, or with what was unfinished removed.
+    raises (also for weights that parametrisations compute), `FileExistsError` where other weights lie in the folder,
+    `BlockingIOError` where another process writes there, `OSError` where the disk is full: before anything is written,
+    or with what was unfinished removed.
     """
-    seed, folder = Stream(seed).seed, Path(folder)
+    seed, dtype, folder = Stream(seed).seed, floating(dtype), Path(folder)
     found = matched(model, rules, saved=True)
+    found.problems += [f"{described(one.entry)}: {COMPUTED}" for one in found.assigned if one.entry.assign is not None]
+    found.problems += unknown_to_safetensors(found, dtype)
     judge(model, found, torch.device("cpu"), dtype)
-    about = {"version": VERSION, "contract": CONTRACT, "seed": seed, "rules": said(rules, found)}
+    about = {"version": VERSION, "contract": CONTRACT, "seed": seed, "rules": rules_text(rules, found)}
     shards = [*sharded([*items_of(found, dtype)], bytes_in(shard_size))]
-    aliases = {home.name: entry.name for entry in found.entries for home in entry.homes[1:] if entry.assign is None}
-    planned = [file_of(items, name, about, aliases) for name, items in named(shards)]
+    with files.locked(folder):
+        return write(model, shards, about, aliases_of(found), folder, seed, dtype, progress)
+
+
+def write(
+    model: Module,
+    shards: Sequence[list[Item]],
+    about: dict[str, Any],
+    aliases: dict[str, str],
+    folder: Path,
+    seed: int,
+    dtype: torch.dtype | None,
+    progress: bool | None,
+) -> list[Path]:
+    """Write what of these shards the folder does not have yet."""
+    planned = [file_of(model, items, name, about, aliases, seed) for name, items in file_names(shards)]
     texts = {**configurations(model, dtype), **index(shards, planned, about)}
     left = files.unfinished(folder, planned, texts)
     total = sum(file.size - len(file.head) for file in left)
-    disable = None if progress is None else not progress
-    with tqdm(total=total, delay=2, disable=disable, unit="B", unit_scale=True, desc="writing") as bar:
+    with bar(total, "writing", progress, "B") as shown_one:
         for file, items in zip(planned, shards, strict=True):
             if file in left:
-                with files.written(folder, file, PART, bar.update) as writer:
+                with files.written(folder, file, PART, shown_one.update) as writer:
                     for item in items:
                         send(model, item, seed, writer)
     for name, content in texts.items():  # the index last: without it there is no checkpoint
@@ -105,7 +122,7 @@ def write_checkpoint(
     return [folder / name for name in (*(file.name for file in planned), *texts)]
 
 
-def said(rules: Any, found: Matched) -> Any:
+def rules_text(rules: Any, found: Matched) -> Any:
     """The rules, for the metadata: a recipe's name and hyperparameters, or each rule."""
     if isinstance(rules, (str, Recipe)):
         return str(rules)
@@ -115,17 +132,35 @@ def said(rules: Any, found: Matched) -> Any:
 # --- what is written -----------------------------------------------------------------------------
 
 
+def unknown_to_safetensors(found: Matched, dtype: torch.dtype | None) -> Iterator[str]:
+    """What of a model a file cannot hold."""
+    for entry in found.entries:
+        if not entry.saved_name:
+            continue
+        if is_lazy(entry.tensor):
+            yield f"{entry.name} is lazy, and gets its shape from the first batch: run one"
+        elif dtype_in_file(entry, dtype) not in DTYPES:
+            yield f"{described(entry)} has the dtype {dtype_in_file(entry, dtype)}, which safetensors does not know"
+        elif entry.saved_name == METADATA:
+            yield f"{METADATA} is no name for a tensor: safetensors has its metadata there"
+
+
+def dtype_in_file(entry: Entry, dtype: torch.dtype | None) -> torch.dtype:
+    return changed(entry.tensor, dtype if entry.is_parameter else None)
+
+
 def items_of(found: Matched, dtype: torch.dtype | None) -> Iterator[Item]:
     """The tensors of a model's `state_dict`, tied ones once."""
-    by: dict[int, Assigned] = {}
-    for one in found.assigned:
-        by |= {id(entry): one for entry in (one.entry, *one.entry.parts)}
+    by = {id(one.entry): one for one in found.assigned}
     for entry in found.entries:
-        if entry.is_saved:
-            kind = changed(entry.tensor, dtype if entry.is_parameter else None)
-            if kind not in DTYPES:
-                raise RulesError(f"{described(entry)} has the dtype {kind}, which safetensors does not know")
-            yield Item(entry.name, tuple(entry.tensor.shape), kind, entry, by.get(id(entry)))
+        if name := entry.saved_name:
+            yield Item(name, tuple(entry.tensor.shape), dtype_in_file(entry, dtype), entry, by.get(id(entry)))
+
+
+def aliases_of(found: Matched) -> dict[str, str]:
+    """The other names of tied tensors, each with the one in the file; as the `save_model` of safetensors has them."""
+    names = {home.name: one.saved_name for one in found.entries for home in one.homes if one.saved_name}
+    return {alias: name for alias, name in names.items() if alias != name and alias not in (FORMAT, ABOUT)}
 
 
 def bytes_in(size: int | str) -> int:
@@ -138,29 +173,36 @@ def bytes_in(size: int | str) -> int:
 
 def sharded(items: Sequence[Item], most: int) -> Iterator[list[Item]]:
     """The items in order, in as few files of at most so many bytes; a larger one has a file of its own."""
-    shard: list[Item] = []
+    together: list[Item] = []
+    size = 0
     for item in items:
-        if shard and sum(one.size for one in shard) + item.size > most:
-            yield shard
-            shard = []
-        shard.append(item)
-    yield shard
+        if together and size + item.size > most:
+            yield together
+            together, size = [], 0
+        together.append(item)
+        size += item.size
+    yield together
 
 
-def named(shards: Sequence[list[Item]]) -> Iterator[tuple[str, list[Item]]]:
+def file_names(shards: Sequence[list[Item]]) -> Iterator[tuple[str, list[Item]]]:
     """The shards with the names of their files; in each, wide dtypes come first, so that all lie on whole words."""
     for number, items in enumerate(shards, 1):
         items.sort(key=lambda item: -item.dtype.itemsize)
         yield "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors", items
 
 
-def file_of(items: Sequence[Item], name: str, about: dict[str, Any], aliases: dict[str, str]) -> files.File:
+def file_of(
+    model: Module, items: Sequence[Item], name: str, about: dict[str, Any], aliases: dict[str, str], seed: int
+) -> files.File:
     """The file of these items: its header says where each begins and ends, and from what it was drawn."""
-    ours = {**about, "initialisers": [*initialisers(items)]}
     own = {item.name for item in items}
-    metadata = {"format": "pt", "fastinit": as_json(ours)}
-    metadata |= {alias: first for alias, first in aliases.items() if first in own}  # as safetensors' save_model has it
-    header: dict[str, Any] = {"__metadata__": metadata}
+    ours = {**about, "initialisers": [*initialisers(model, items, seed)]}
+    metadata = {
+        FORMAT: "pt",
+        ABOUT: as_json(ours),
+        **{alias: first for alias, first in aliases.items() if first in own},
+    }
+    header: dict[str, Any] = {METADATA: metadata}
     begin = 0
     for item in items:
         offsets = [begin, begin + item.size]
@@ -174,18 +216,21 @@ def as_json(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"))
 
 
-def initialisers(items: Sequence[Item]) -> Iterator[dict[str, Any]]:
-    """Each initialiser with the names of its tensors; those with a row for padding say which."""
+def initialisers(model: Module, items: Sequence[Item], seed: int) -> Iterator[dict[str, Any]]:
+    """Each initialiser with the names of its tensors; those with a row for padding say which.
+
+    What none can make again has a digest, so that a checkpoint of other values is not taken for this one.
+    """
     groups: dict[str, list[str]] = {}
     for item in items:
-        config: dict[str, Any] = {"name": "keep"}
-        if item.by is not None:
-            what = item.by.what
-            config = what.to_config() if isinstance(what, (Initializer, Gates, Keep)) else {"function": shown(what)}
-            computed = item.by.entry if item.by.entry.parts else None
-            config |= {} if computed is None else {"computed_from": computed.name}
-            row = item.by.entry.padding()
-            config |= {} if row is None or isinstance(what, Keep) else {"padding": row}
+        what = Keep() if item.by is None else item.by.what
+        if isinstance(what, (Initializer, Gates)):
+            row = item.entry.padding()
+            config = what.to_config() | ({} if row is None else {"padding": row})
+        else:
+            with whole(model, item, seed) as tensor:
+                digest = files.digest_of(tensor)
+            config = (what.to_config() if isinstance(what, Keep) else {"function": shown(what)}) | {"sha256": digest}
         groups.setdefault(as_json(config), []).append(item.name)
     for text, names in groups.items():
         yield {**json.loads(text), "tensors": names}
@@ -209,8 +254,8 @@ def index(shards: Sequence[list[Item]], planned: Sequence[files.File], about: di
 def configurations(model: Module, dtype: torch.dtype | None) -> dict[str, bytes]:
     """transformers' configurations of a model, as `save_pretrained` writes them."""
     texts: dict[str, bytes] = {}
-    for _, module in walk(model):
-        if hasattr(getattr(module, "config", None), "save_pretrained"):
+    for prefix, module in walk(model):
+        if not prefix and hasattr(getattr(module, "config", None), "save_pretrained"):
             config: Any = copy.deepcopy(module.config)
             config.architectures = [type(module).__name__]
             setattr(config, "dtype" if hasattr(config, "dtype") else "torch_dtype", dtype or module.dtype)
@@ -230,30 +275,47 @@ def configurations(model: Module, dtype: torch.dtype | None) -> dict[str, bytes]
 def send(model: Module, item: Item, seed: int, writer: files.Writer) -> None:
     """Have a writer write a tensor."""
     what = None if item.by is None else item.by.what
-    if item.by is None or isinstance(what, Keep):
-        send_all(item.entry.tensor.detach().to(item.dtype), writer)
-    elif isinstance(what, Initializer) and what.name not in WHOLE and item.dtype in FORMATS and not item.by.entry.parts:
-        stream, row = Stream.named(item.name, seed), item.entry.padding()
+    if isinstance(what, (Initializer, Gates)) and in_parts(what) and not is_torchs(item.entry.tensor, item.dtype, None):
+        stream, row = Stream.named(item.entry.name, seed), item.entry.padding()
         for offset, size in boxes(item.shape, PART // item.dtype.itemsize):
             fill = functools.partial(fill_box, item, what, stream, row, offset, size)
             writer.draw(math.prod(size) * item.dtype.itemsize, fill)
-    else:
-        with real(item.by, item.dtype):
-            with drawing(model, seed) as (block, _):
-                draw(block, [item.by], seed, None, False)
-            send_all(item.entry.tensor, writer)
+        return
+    with whole(model, item, seed) as tensor:
+        for part in files.bytes_of(tensor, PART):
+            writer.send(part)
 
 
-def send_all(tensor: Tensor, writer: files.Writer) -> None:
-    settle(tensor)
-    for part in files.bytes_of(tensor, PART):
-        writer.send(part)
+def in_parts(what: Initializer | Gates) -> bool:
+    """Whether a part can be drawn without the whole."""
+    if isinstance(what, Gates):
+        return all(map(in_parts, (what.value, *(value for _, value in what.others))))
+    return f"{what.name}_" not in drawn_whole
+
+
+@contextmanager
+def whole(model: Module, item: Item, seed: int) -> Iterator[Tensor]:
+    """A tensor as a whole: as it is, or drawn as `initialize` does, in memory that the model has for this context."""
+    if item.by is None or isinstance(item.by.what, Keep):
+        settle(item.entry.tensor)
+        yield item.entry.tensor.detach().to(item.dtype)
+        return
+    entry, before = item.entry, item.entry.tensor
+    memory = torch.empty(item.shape, dtype=item.dtype, device="cpu")
+    try:
+        place_in(entry, torch.nn.Parameter(memory, before.requires_grad) if entry.is_parameter else memory)
+        entry.tensor.__dict__.update(vars(before))  # flags
+        with drawing(model, seed) as (block, _):
+            draw(block, [item.by], seed, None, False)
+        yield entry.tensor.detach()
+    finally:
+        place_in(entry, before)
 
 
 @unseen
 def fill_box(
     item: Item,
-    what: Initializer,
+    what: Initializer | Gates,
     stream: Stream,
     row: int | None,
     offset: tuple[int, ...],
@@ -282,17 +344,3 @@ def boxes(shape: tuple[int, ...], most: int) -> Iterator[tuple[tuple[int, ...], 
     step = most // inner
     for row in range(0, shape[0], step):
         yield (row, *(0 for _ in shape[1:])), (min(step, shape[0] - row), *shape[1:])
-
-
-@contextmanager
-def real(one: Assigned, dtype: torch.dtype) -> Iterator[None]:
-    """Within the context a tensor, or what it is computed from, has memory of its own; then it is as it was."""
-    before = [(entry, entry.tensor) for entry in one.entry.parts or [one.entry]]
-    try:
-        for entry, old in before:
-            kind = dtype if old.is_floating_point() else old.dtype
-            place(entry, torch.nn.Parameter(torch.empty(old.shape, dtype=kind, device="cpu"), old.requires_grad))
-        yield
-    finally:
-        for entry, old in before:
-            place(entry, old)

@@ -11,8 +11,8 @@ from torch.nn.parameter import is_lazy
 
 from ..drawing.deferred import Fill, key_in, key_of, reference
 from . import origins
-from .names import has_memory, named_tensors
 from .operations import Operation, tensors
+from .walk import has_memory, named_tensors
 
 
 class CoverageError(RuntimeError):

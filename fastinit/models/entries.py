@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parametrize
 
-from .names import buffers, joined, parameters, walk
+from .walk import buffers, joined, parameters, walk
 
 Module = torch.nn.Module
 
@@ -26,7 +26,9 @@ class Home(NamedTuple):
 
 @dataclass(eq=False)
 class Entry:
-    """A parameter or a buffer; or a weight that is computed from other parameters, its `parts`, and set by `assign`.
+    """A parameter or a buffer; or a weight that a module, `how`, computes from other parameters, its `parts`.
+
+    `assign` sets such a weight.
 
     `aside`: only rules that name it are for it, as buffers and what a weight is computed from; `why` says why one must.
     """
@@ -36,6 +38,7 @@ class Entry:
     aside: bool = False
     why: str = ""
     parts: list[Entry] = field(default_factory=list)
+    how: Module | None = None
     assign: Callable[[Tensor], None] | None = None
 
     @property
@@ -47,11 +50,9 @@ class Entry:
         return self.homes[0].key in self.homes[0].module._parameters
 
     @property
-    def is_saved(self) -> bool:
-        """Whether it stands in a model's `state_dict`."""
-        return self.assign is None and any(
-            key in module._parameters or key not in module._non_persistent_buffers_set for _, module, key in self.homes
-        )
+    def is_drawn(self) -> bool:
+        """Whether rules have to be for it: a parameter, or a computed weight in place of what it is from."""
+        return not self.aside
 
     def padding(self) -> int | None:
         """The row that stands for padding, of an embedding."""
@@ -60,6 +61,16 @@ class Entry:
             if type(row) is int and key == "weight" and self.tensor.dim() == 2:
                 return row % len(self.tensor)
         return None
+
+    @property
+    def saved_name(self) -> str:
+        """Its first name in a model's `state_dict`; "" where it has none."""
+        saved = (
+            name
+            for name, module, key in self.homes
+            if key in module._parameters or key not in module._non_persistent_buffers_set
+        )
+        return "" if self.assign else next(saved, "")
 
 
 def entries(model: Module, deep: bool = True) -> list[Entry]:
@@ -76,13 +87,13 @@ def entries(model: Module, deep: bool = True) -> list[Entry]:
                 entry = found.setdefault(id(tensor), Entry(tensor, [], aside))
                 entry.homes.append(Home(joined(prefix, key), module, key))
     for prefix, module in walked:
-        for key, parts, weight, assign in computed_weights(module):
+        for key, parts, how, weight, assign in computed_weights(module):
             own = [found[id(part)] for part in parts]
             for part in own:
                 part.aside = True
                 part.why = "" if assign else f" ({key} is computed from it, with no right_inverse that could set it)"
             if assign is not None:
-                entry = computed.setdefault(id(parts[0]), Entry(weight, [], parts=own, assign=assign))
+                entry = computed.setdefault(id(how), Entry(weight, [], parts=own, how=how, assign=assign))
                 entry.homes.append(Home(joined(prefix, key), module, key))
     return [*found.values(), *computed.values()]
 
@@ -94,30 +105,38 @@ def parametrisations(module: Module) -> Iterator[tuple[str, Module]]:
         yield from ((f"parametrizations.{key}", how) for key, how in found.items())
 
 
-Computed = tuple[str, list[Tensor], Tensor, Callable[[Tensor], None] | None]
+class Computed(NamedTuple):
+    """A weight that a module computes: its name, the parameters that it comes from, its value, and what sets it."""
+
+    key: str
+    parts: list[Tensor]
+    how: Module
+    value: Tensor
+    assign: Callable[[Tensor], None] | None
 
 
 def computed_weights(module: Module) -> Iterator[Computed]:
-    """The weights of a module that are computed: name, the parameters that they come from, value, what sets it."""
+    """The weights that a module computes, by parametrisations or by the hook of torch.nn.utils.weight_norm."""
     for path, how in parametrisations(module):
         key = path.partition(".")[2]
-        originals: list[Tensor] = [one for name, one in parameters(how) if name.startswith("original")]
+        originals = {name: one for name, one in parameters(how) if name.startswith("original")}
         steps: Any = how
         settable = all(hasattr(step, "right_inverse") for step in steps)
         if originals:  # else it is a buffer's
-            yield key, originals, value_of(module, key, how), setter(module, key) if settable else None
+            assign = setter(module, key, [*originals]) if settable else None
+            yield Computed(key, [*originals.values()], how, value_of(module, key, how), assign)
     hooks: list[Any] = [*module._forward_pre_hooks.values()]
     for hook in hooks:
-        if type(hook).__name__ == "WeightNorm" and hasattr(hook, "dim"):  # torch.nn.utils.weight_norm
+        if type(hook).__name__ == "WeightNorm" and hasattr(hook, "dim"):
             own, key = module._parameters, str(hook.name)
             length, direction = own.get(f"{key}_g"), own.get(f"{key}_v")
             if length is not None and direction is not None:
-                yield key, [length, direction], direction, normed(module, key, hook.dim)
+                yield Computed(key, [length, direction], module, direction, normed(module, key, hook.dim))
 
 
 def value_of(module: Module, key: str, how: Module) -> Tensor:
     """A parametrised weight as it is; in evaluation, where spectral norms do not count it as a step."""
-    with evaluated(how), torch.no_grad():
+    with evaluated(how), torch.no_grad(), torch.random.fork_rng(devices=[]):
         value: Tensor = getattr(module, key)
         return value
 
@@ -134,9 +153,16 @@ def evaluated(module: Module) -> Iterator[None]:
             one.training = True
 
 
-def setter(module: Module, key: str) -> Callable[[Tensor], None]:
+def setter(module: Module, key: str, originals: list[str]) -> Callable[[Tensor], None]:
+    """What sets a parametrised weight, in the memory that its originals have: torch would give them other memory."""
+
     def assign(value: Tensor) -> None:
+        how: Any = module.parametrizations
+        memory = {name: how[key].get_parameter(name).data for name in originals}
         setattr(module, key, value)
+        for name, old in memory.items():
+            original = how[key].get_parameter(name)
+            original.data = old.copy_(original.data)
 
     return assign
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import struct
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
@@ -48,7 +49,6 @@ def unfinished(folder: Path, planned: Sequence[File], texts: Mapping[str, bytes]
     Raises `FileExistsError` where files with the final names, or other weights, are not those of these plans; `OSError`
     where the disk has not enough room.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     left = [file for file in planned if not is_finished(folder / file.name, file)]
     for name, content in texts.items():
         if (folder / name).exists() and (folder / name).read_bytes() != content:
@@ -57,7 +57,8 @@ def unfinished(folder: Path, planned: Sequence[File], texts: Mapping[str, bytes]
     for other in sorted(path for pattern in WEIGHTS for path in folder.glob(pattern)):
         if other.name not in ours:
             raise exists(other, "is of other weights")
-    remove_abandoned(folder)
+    for path in (*folder.glob(".model*.safetensors.partial"), *(partial(folder, name) for name in texts)):
+        path.unlink(missing_ok=True)  # of a process that was killed: none is writing, in this locked folder
     needed = sum(file.size for file in left)
     free = shutil.disk_usage(folder).free
     if needed > free:
@@ -83,28 +84,41 @@ def exists(path: Path, what: str) -> FileExistsError:
     return FileExistsError(errno.EEXIST, f"{what}: move it, or write to another folder", str(path))
 
 
-def partial(folder: Path, file: File) -> Path:
-    """Where a file is written until it is complete."""
-    return folder / f".{file.name}.partial"
-
-
-def remove_abandoned(folder: Path) -> None:
-    """Remove what a process that was killed had not finished."""
-    for path in folder.glob(".*.partial"):
-        with suppress(BlockingIOError), path.open("rb") as stream:  # another process's, which lives
-            lock(stream.fileno(), path)
-            path.unlink(missing_ok=True)
+def partial(folder: Path, name: str) -> Path:
+    """Where a file of that name is written until it is complete."""
+    return folder / f".{name}.partial"
 
 
 # --- writing -------------------------------------------------------------------------------------
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """A folder, created if missing, that no other process writes to in this way (nor this one, in another thread).
+
+    Raises `BlockingIOError` where one does.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(errno.EWOULDBLOCK, "another process is writing there", str(folder)) from None
+        except OSError:  # some network file systems lock no folders
+            pass
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def put(folder: Path, name: str, content: bytes) -> None:
-    """Write a small file, at once under its final name."""
-    path = folder / f".{name}.partial"
-    with opened(path) as descriptor:
+    """Write a small file."""
+    with complete(folder, name) as descriptor:
         write_all(descriptor, memoryview(content))
-        finish(descriptor, path, folder / name)
 
 
 class Writer:
@@ -162,12 +176,8 @@ class Writer:
 
 @contextmanager
 def written(folder: Path, file: File, size: int, told: Callable[[int], object]) -> Iterator[Writer]:
-    """What the context writes becomes the file, when all of it is on the disk; nothing of it where it fails.
-
-    Raises `BlockingIOError` where another process writes the same file.
-    """
-    path = partial(folder, file)
-    with opened(path) as descriptor:
+    """What the context writes, in parts of at most `size` bytes, becomes the file; `told` hears how much was."""
+    with complete(folder, file.name) as descriptor:
         write_all(descriptor, memoryview(file.head))
         writer = Writer(descriptor, size, told)
         try:
@@ -176,40 +186,30 @@ def written(folder: Path, file: File, size: int, told: Callable[[int], object]) 
             writer.close()
         if os.fstat(descriptor).st_size != file.size:
             raise RuntimeError(f"{file.name} has {os.fstat(descriptor).st_size} bytes, expected {file.size}")
-        finish(descriptor, path, folder / file.name)
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[int]:
-    """A file that is this process's own, and empty; where the context fails, it is removed."""
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            lock(descriptor, path)
-            if path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino:  # else it was finished in between
-                break
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
+def complete(folder: Path, name: str) -> Iterator[int]:
+    """A new file, which has its name when the context has ended and all is on the disk; if it fails, none is left."""
+    path = partial(folder, name)
     try:
-        os.ftruncate(descriptor, 0)
-        yield descriptor
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o666)
+        try:
+            yield descriptor
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        path.replace(folder / name)
     except BaseException:
         with suppress(OSError):
             path.unlink()
         raise
-    finally:
-        os.close(descriptor)
-
-
-def lock(descriptor: int, path: Path) -> None:
-    if fcntl is None:
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise BlockingIOError(errno.EWOULDBLOCK, "another process is writing it", str(path)) from None
+    with suppress(OSError):  # not every system opens folders
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_all(descriptor: int, data: memoryview) -> None:
@@ -218,28 +218,25 @@ def write_all(descriptor: int, data: memoryview) -> None:
 
 
 def begin_writing_back(descriptor: int, size: int) -> None:
-    """Have the system begin to write what was written last to the disk, which it else does in bursts, and when asked.
+    """Have the system start to write back what was written last, so that fsync has little left to wait for.
 
-    So fsync has little left to wait for. On Linux this advice does it.
+    On Linux this advice does it.
     """
     if hasattr(os, "posix_fadvise"):
         end = os.lseek(descriptor, 0, os.SEEK_CUR)
         os.posix_fadvise(descriptor, end - size, size, os.POSIX_FADV_DONTNEED)
 
 
-def finish(descriptor: int, path: Path, final: Path) -> None:
-    """Give a file its final name, once it is on the disk."""
-    os.fsync(descriptor)
-    path.replace(final)
-    with suppress(OSError):  # not every system opens folders
-        folder = os.open(final.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+def digest_of(tensor: Tensor) -> str:
+    """SHA-256 of a tensor's bytes."""
+    found = hashlib.sha256()
+    for part in bytes_of(tensor, 1 << 24):
+        found.update(part.numpy().data)
+    return found.hexdigest()
 
 
-def bytes_of(tensor: Tensor, size: int) -> Iterable[Tensor]:
+def bytes_of(tensor: Tensor, size: int) -> list[Tensor]:
     """A tensor's bytes, in row-major order, in parts."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    dense = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    flat = dense.as_strided((dense.numel(),), (1,)).view(torch.uint8)  # one element may have any stride
     return [flat[begin : begin + size] for begin in range(0, len(flat), size)]

@@ -11,22 +11,24 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from ..drawing import flags
 from ..drawing.batch import within
 from ..drawing.regions import rows, shard
+from ..drawing.route import may_overlap
 from ..drawing.streams import Stream
-from ..drawing.tell import quiet
+from ..drawing.tell import bar, quiet
 from ..init import zeros_
 from ..initialisers.parts import Gates, Keep
-from ..initialisers.values import Initializer
+from ..initialisers.values import Initializer, as_dtype
 from ..kernels.dtypes import FORMATS
 from . import origins
 from .block import Block
 from .coverage import Coverage
 from .entries import Entry
-from .names import has_memory, reach
 from .overlaps import overlaps
 from .report import Assignment, Report
-from .rules import Assigned, Matched, Rule, Rules, RulesError, check, described, matched, shown
+from .rules import Match, Matched, Rule, Rules, RulesError, check, described, matched, shown
+from .walk import has_memory
 
 Module = torch.nn.Module
 GROUP = 1 << 28  # elements that are drawn together: long enough for all threads, short enough for a bar
@@ -54,19 +56,21 @@ def initialize(
 
     `device`: where parameters get new memory, as for a model on the meta device; tied ones stay tied. `dtype`: what
     floating-point parameters become. `only`: names, such as `missing_keys` of `load_state_dict`; nothing else is
-    touched. `fast` as everywhere: with False torch draws, from generators seeded by name. `progress`: whether to show
-    a bar; None: on a terminal, for what takes more than two seconds.
+    touched, and a tensor with several names only if all of them are given. `fast` as everywhere: with False torch
+    draws, from generators seeded by name. `progress`: whether to show a bar; None: on a terminal, for what takes more
+    than two seconds.
 
     Raises `RulesError` before anything is written, with all that is wrong: parameters without a rule, rules that match
     nothing, two parameters in the same memory, initialisers that do not suit a shape or dtype, parameters that are
-    lazy, sparse, quantised, without elements or without memory. `TypeError`, `ValueError` for rules that are none.
+    lazy, sparse, quantised, without elements or without memory; `TypeError`, `ValueError` for objects that are not rules.
+    An exception of a rule's function leaves the model as it was, but for what the function wrote itself, other than by
+    initialisers. Other threads had better not use torch's default generator meanwhile: it is seeded, and put back.
     """
-    seed, place = Stream(seed).seed, None if device is None else torch.device(device)
+    seed, dtype, place = Stream(seed).seed, floating(dtype), memory_on(device)
     found = matched(model, rules, only)
-    judge(model, found, place, dtype)
+    judge(model, found, place, dtype, fast)
     written = [one for one in found.assigned if not isinstance(one.what, Keep)]
-    lay_out(found, place, dtype)
-    with drawing(model, seed) as (block, report):
+    with laid_out(found, place, dtype), drawing(model, seed) as (block, report):
         draw(block, written, seed, fast, progress)
     for one in written:
         if has_memory(one.entry.tensor):
@@ -75,7 +79,7 @@ def initialize(
     return report
 
 
-def assignment(one: Assigned, rules: Sequence[Rule]) -> Assignment:
+def assignment(one: Match, rules: Sequence[Rule]) -> Assignment:
     tensor = one.entry.tensor
     shape = () if is_lazy(tensor) else tuple(tensor.shape)
     return Assignment(one.entry.name, shape, tensor.dtype, shown(one.what), repr(rules[one.rule]))
@@ -84,11 +88,33 @@ def assignment(one: Assigned, rules: Sequence[Rule]) -> Assignment:
 # --- before anything is written ------------------------------------------------------------------
 
 
-def judge(model: Module, found: Matched, device: torch.device | None, dtype: torch.dtype | None) -> None:
+def floating(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """A dtype for parameters. Raises `ValueError` for one of whole or complex numbers, `TypeError` for none."""
+    found = as_dtype(dtype)
+    if found is not None and not found.is_floating_point:
+        raise ValueError(f"dtype is what floating-point parameters become, so one of these; got {found}")
+    return found
+
+
+def memory_on(device: torch.device | str | None) -> torch.device | None:
+    """A device for parameters. Raises `ValueError` for the meta device, torch's error for what is none."""
+    found = None if device is None else torch.device(device)
+    if found is not None and found.type == "meta":
+        raise ValueError("device is where parameters get memory, and the meta device has none")
+    return found
+
+
+def judge(
+    model: Module,
+    found: Matched,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    fast: bool | None = None,
+) -> None:
     """Raise `RulesError` for all that is wrong."""
     problems = found.problems
     for one in found.assigned:
-        problem = None if isinstance(one.what, Keep) else unfit(one.entry, device) or refused(one, dtype)
+        problem = None if isinstance(one.what, Keep) else unfit(one.entry, device) or refused(one, dtype, fast)
         if problem is None and isinstance(one.what, Keep) and device is not None and one.entry.tensor.is_meta:
             problem = "is on the meta device, so there is nothing to keep"
         if problem is not None:
@@ -108,35 +134,47 @@ def unfit(entry: Entry, device: torch.device | None) -> str | None:
     if tensor.layout is not torch.strided:
         return f"has the layout {tensor.layout}, and initialisers fill dense tensors{WAY_OUT}"
     if tensor.is_quantized:
-        return f"is quantised: initialise it before it is{WAY_OUT}"
+        return f"is quantised: initialise it before quantising it{WAY_OUT}"
     if not tensor.numel():
         emptied = (
             "has no elements here: DeepSpeed ZeRO-3 has taken them; initialise inside deepspeed.zero.GatheredParameters"
         )
         return (emptied if getattr(tensor, "ds_numel", None) else "has no elements") + WAY_OUT
+    if entry.assign is not None and entry.padding() is not None:
+        return "is computed, and has a row for padding, which may not be zeros then: rules may name what it is from"
+    if tensor.is_inference() and not torch.is_inference_mode_enabled():
+        return f"is an inference tensor, which nothing may write outside torch.inference_mode(){WAY_OUT}"
     if tensor.is_meta and device is None:
         return "is on the meta device, without memory: give device="
-    if reach(tensor) < tensor.numel():
+    if may_overlap(tensor):
         return f"has elements that share memory, as expand() makes them: give it memory of its own, by clone(){WAY_OUT}"
     return None
 
 
-def refused(one: Assigned, dtype: torch.dtype | None) -> str | None:
+def is_torchs(tensor: Tensor, dtype: torch.dtype, fast: bool | None) -> bool:
+    """Whether torch is to draw it, by its flag or because no engine does."""
+    return (flags.flag_of(tensor) if fast is None else fast) is False or dtype not in FORMATS
+
+
+def refused(one: Match, dtype: torch.dtype | None, fast: bool | None) -> str | None:
     """What an initialiser says of a tensor's shape and dtype, which is tried on one without memory."""
     if not isinstance(one.what, (Initializer, Gates)):
         return None
-    tensor = one.entry.tensor
-    shape = tuple(tensor.shape)
-    trial: Any = torch.empty(shape, dtype=changed(tensor, dtype), device="meta")
-    if trial.dtype in FORMATS:
-        trial = shard(trial, shape, (0,) * len(shape))  # for the arguments are judged of shards, too
+    tensor, kind = one.entry.tensor, changed(one.entry.tensor, dtype)
+    trial: Any = torch.empty(tensor.shape, dtype=kind, device="meta")
+    by_torch = is_torchs(tensor, kind, fast)
+    if not by_torch:
+        trial = shard(trial, tensor.shape, (0,) * tensor.dim())  # of which the arguments are judged, too
     try:
         with quiet():
-            one.what.fill(trial)
+            one.what.fill(trial, fast=False if by_torch else None)
     except Exception as error:
-        said = " ".join(str(error).split())
-        return f"cannot be initialised by {one.what!r}: {said}; put a rule for it before rule {one.rule}"
+        return f"{said_by(one.what, error)}; put a rule for it before rule {one.rule}"
     return None
+
+
+def said_by(value: Initializer | Gates, error: Exception) -> str:
+    return f"cannot be initialised by {value!r}: {' '.join(str(error).split())}"
 
 
 def changed(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
@@ -146,28 +184,38 @@ def changed(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
 # --- memory --------------------------------------------------------------------------------------
 
 
-def lay_out(found: Matched, device: torch.device | None, dtype: torch.dtype | None) -> None:
-    """Give parameters memory on this device, of this dtype: all of it before any parameter gets its new one.
+@contextlib.contextmanager
+def laid_out(found: Matched, device: torch.device | None, dtype: torch.dtype | None) -> Iterator[None]:
+    """Give parameters memory on this device, of this dtype; an exception that leaves the context takes it back.
 
     What is to be written gets new memory, the rest of the model is copied; with `only`, what that names alone.
     """
-    if device is None and dtype is None:
-        return
     anew = {id(one.entry) for one in found.assigned if not isinstance(one.what, Keep)}
     anew |= {id(part) for one in found.assigned for part in one.entry.parts}
     concerned = found.entries if found.only is None else [one.entry for one in found.assigned]
     made = []
     for entry in concerned:
         for one in entry.parts if entry.assign is not None else [entry]:
+            if is_lazy(one.tensor):
+                continue
             old = one.tensor.detach()
             place = old.device if device is None else device
             kind = changed(old, dtype) if one.is_parameter else old.dtype
             if place != old.device or kind is not old.dtype:
                 empty = functools.partial(torch.empty_strided, old.shape, old.stride(), device=place, dtype=kind)
-                new = empty() if id(one) in anew else old.to(place, kind)
-                made.append((one, new))
-    for one, new in made:
-        exchange(one, new)
+                made.append((one, empty() if id(one) in anew else old.to(place, kind)))
+    before = [(one, one.tensor, one.tensor.data) for one, _ in made]
+    try:
+        for one, new in made:
+            exchange(one, new)
+        yield
+    except BaseException:
+        for one, tensor, data in before:
+            if one.tensor is tensor:
+                tensor.data = data
+            else:
+                place_in(one, tensor)
+        raise
 
 
 def exchange(entry: Entry, new: Tensor) -> None:
@@ -179,10 +227,10 @@ def exchange(entry: Entry, new: Tensor) -> None:
     if entry.is_parameter:
         new = torch.nn.Parameter(new, requires_grad=old.requires_grad)
         new.__dict__.update(vars(old))
-    place(entry, new)
+    place_in(entry, new)
 
 
-def place(entry: Entry, tensor: Tensor) -> None:
+def place_in(entry: Entry, tensor: Tensor) -> None:
     """Register a tensor in an entry's place."""
     for _, module, key in entry.homes:
         own: Any = module._parameters if key in module._parameters else module._buffers
@@ -205,32 +253,34 @@ def drawing(model: Module, seed: int) -> Iterator[tuple[Block, Report]]:
             raise
 
 
-def draw(block: Block, written: Sequence[Assigned], seed: int, fast: bool | None, progress: bool | None) -> None:
+def draw(block: Block, written: Sequence[Match], seed: int, fast: bool | None, progress: bool | None) -> None:
     """Fill these tensors, at the end of the block at the latest. First what can fail: other people's functions.
 
     torch's default CPU generator is seeded for each tensor by its name, for what torch draws itself.
     """
-    from tqdm import tqdm
-
     values = [(one.entry, one.what) for one in written if isinstance(one.what, (Initializer, Gates))]
-    with restored([part.tensor for one in written for part in one.entry.parts]):
+    computed = [one.entry for one in written if one.entry.assign is not None]
+    with restored([entry.how for entry in computed if entry.how is not None]):
+        own = {id(one) for entry in computed if entry.how is not None for one in entry.how.parameters()}
+        for entry, value in values:
+            if id(entry.tensor) in own:  # a parametrisation's own
+                block.off(within, (), fill, entry, value, seed, fast)
         for one in written:
             if not isinstance(one.what, (Initializer, Gates, Keep)):
                 by_function(block, one.entry, one.what, seed)
         for entry, value in values:
             if entry.assign is not None:
                 block.off(within, (), set_computed, entry, value, seed, fast)
-    values = [pair for pair in values if pair[0].assign is None]
+    values = [(entry, value) for entry, value in values if entry.assign is None and id(entry.tensor) not in own]
     total = sum(entry.tensor.numel() for entry, _ in values)
-    disable = None if progress is None else not progress
-    with tqdm(total=total, delay=2, disable=disable, leave=False, unit="", unit_scale=True, desc="drawing") as bar:
+    with bar(total, "drawing", progress) as shown_one:
         size = 0
         for entry, value in values:
             fill(entry, value, seed, fast)
             size += entry.tensor.numel()
-            if size >= GROUP:
+            if size >= GROUP or entry is values[-1][0]:
                 block.off(within, (), block.deferred.do)
-                bar.update(size)
+                shown_one.update(size)
                 size = 0
 
 
@@ -244,18 +294,21 @@ def seeded_by(entry: Entry, seed: int) -> Stream:
 def fill(entry: Entry, value: Initializer | Gates, seed: int, fast: bool | None) -> None:
     """By a value. The stream is chosen by name when it is drawn, as that of whatever a block draws into the model."""
     stream, tensor, generator = seeded_by(entry, seed), entry.tensor, None
-    if tensor.device.type != "cpu" and (fast is False or tensor.dtype not in FORMATS):
+    if fast is False or tensor.dtype not in FORMATS:
         generator = torch.Generator(tensor.device).manual_seed(stream.id)
-    value.fill(tensor, generator=generator, fast=fast)
-    pad(entry)
+    try:
+        value.fill(tensor, generator=generator, fast=fast)
+    except (RuntimeError, TypeError, ValueError) as error:  # what torch says only of memory
+        raise RulesError(f"{described(entry)} {said_by(value, error)}") from error
+    pad(entry, tensor)
 
 
-def pad(entry: Entry) -> None:
+def pad(entry: Entry, tensor: Tensor) -> None:
     """Write the zeros that stand for padding."""
     row = entry.padding()
     if row is not None:
         with torch.no_grad():
-            zeros_(rows(entry.tensor, row, row + 1))
+            zeros_(rows(tensor, row, row + 1))
 
 
 def by_function(block: Block, entry: Entry, function: Callable[[Tensor], object], seed: int) -> None:
@@ -264,36 +317,50 @@ def by_function(block: Block, entry: Entry, function: Callable[[Tensor], object]
     seeded_by(entry, seed)
     with block.covered(coverage), torch.no_grad():
         if entry.assign is not None:
-            tensor = torch.empty(tensor.shape, dtype=tensor.dtype, device=entry.parts[0].tensor.device)
+            tensor = empty_weight(entry)
         block.off(functools.partial(coverage.made, tensor))  # `off` takes tensors among arguments for written
         function(tensor)
         missed = block.off(functools.partial(coverage.misses, tensor))
-    if missed:
-        raise RulesError(f"{described(entry)}: {shown(function)} returned without having written all of it, in place")
-    if entry.assign is not None:
-        with torch.no_grad():
+        if missed:
+            what = f"{shown(function)} returned without having written all of it, in place"
+            raise RulesError(f"{described(entry)}: {what}")
+        pad(entry, tensor)
+        if entry.assign is not None:
             entry.assign(tensor)
-    pad(entry)
+
+
+def empty_weight(entry: Entry) -> Tensor:
+    """Memory for a weight that is computed, as that of what it is computed from."""
+    part = entry.parts[0].tensor
+    return torch.empty(entry.tensor.shape, dtype=part.dtype, device=part.device)
 
 
 def set_computed(entry: Entry, value: Initializer | Gates, seed: int, fast: bool | None) -> None:
     """Set a weight that is computed from other parameters."""
-    stream, part = seeded_by(entry, seed), entry.parts[0].tensor
-    weight = torch.empty(entry.tensor.shape, dtype=part.dtype, device=part.device)
-    value.fill(weight, fast=fast, stream=None if fast is False else stream)
+    stream, weight = seeded_by(entry, seed), empty_weight(entry)
+    value.fill(weight, fast=fast, stream=None if is_torchs(weight, weight.dtype, fast) else stream)
+    pad(entry, weight)
     if entry.assign is not None:
         with torch.no_grad():
             entry.assign(weight)
 
 
 @contextlib.contextmanager
-def restored(tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Tensors that are as they were where an exception leaves the context."""
-    before = [tensor.detach().clone() for tensor in tensors]
+def restored(modules: Sequence[Module]) -> Iterator[None]:
+    """Modules whose parameters and buffers are as they were where an exception leaves the context."""
+    before = [
+        (own, name, tensor, tensor.detach().clone())
+        for module in modules
+        for one in module.modules()
+        for own in (one._parameters, one._buffers)
+        for name, tensor in own.items()
+        if tensor is not None
+    ]
     try:
         yield
     except BaseException:
         with torch.no_grad():
-            for tensor, old in zip(tensors, before, strict=True):
+            for own, name, tensor, old in before:
+                own[name] = tensor  # type: ignore[assignment]
                 tensor.copy_(old)
         raise

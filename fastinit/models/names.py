@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Set
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Set
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, UntypedStorage
+from torch import UntypedStorage
 
 from ..drawing.deferred import Fill, key_in, reference
 from ..drawing.streams import Stream
-
-N = TypeVar("N", bound=Tensor)
+from ..kernels.runs import reach, row_major
+from .walk import has_memory, named_tensors
 
 
 class Place(NamedTuple):
-    """Where a named tensor lies in its memory; offsets and sizes in elements. `reach`: from its first to its last."""
+    """Where a named tensor lies in its memory; offsets and sizes in elements."""
 
     name: str
     offset: int
-    elements: int
+    shape: torch.Size
+    stride: tuple[int, ...]
     reach: int
     dtype: torch.dtype
 
@@ -30,77 +31,22 @@ class Place(NamedTuple):
         return begin <= first and last <= end
 
     def is_all_of(self, fill: Fill) -> bool:
-        return (self.offset, self.elements, self.reach) == (fill.offset, fill.elements, fill.reach)
+        return (self.offset, self.shape.numel(), self.reach) == (fill.offset, fill.elements, fill.reach)
 
-
-# Modules of torch's that hold another one, and the name that they give it.
-WRAPPERS = {
-    "DataParallel": "module",
-    "DistributedDataParallel": "module",
-    "FullyShardedDataParallel": "_fsdp_wrapped_module",
-    "CheckpointWrapper": "_checkpoint_wrapped_module",
-    "OptimizedModule": "_orig_mod",
-}
-
-
-def walk(module: torch.nn.Module, prefix: str = "") -> Iterator[tuple[str, torch.nn.Module]]:
-    """A module and all in it, each by every name that it has: as in the model without torch's wrappers around parts."""
-    yield prefix, module
-    kinds = [kind for kind in type(module).__mro__ if kind.__module__.startswith("torch.")]
-    wrapped = next((WRAPPERS[kind.__name__] for kind in kinds if kind.__name__ in WRAPPERS), None)
-    for name, child in module._modules.items():
-        if child is not None:
-            yield from walk(child, prefix if name == wrapped else joined(prefix, name))
-
-
-def joined(prefix: str, name: str) -> str:
-    return f"{prefix}.{name}" if prefix else name
-
-
-def named_parameters(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """A model's parameters, those without memory too; each once, by its first name, which no wrapper changes."""
-    yield from first_names(
-        (joined(prefix, name), one) for prefix, each in walk(model) for name, one in parameters(each)
-    )
-
-
-def named_tensors(model: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """A model's parameters, then its buffers, in the same way."""
-    yield from named_parameters(model)
-    yield from first_names(
-        (joined(prefix, name), one) for prefix, module in walk(model) for name, one in buffers(module)
-    )
-
-
-def parameters(module: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """A module's own."""
-    return ((name, one) for name, one in module._parameters.items() if one is not None)
-
-
-def buffers(module: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
-    return ((name, one) for name, one in module._buffers.items() if one is not None)
-
-
-def first_names(named: Iterable[tuple[str, N]]) -> Iterator[tuple[str, N]]:
-    """Each tensor once."""
-    seen: set[int] = set()
-    for name, tensor in named:
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            yield name, tensor
-
-
-def has_memory(tensor: Tensor) -> bool:
-    """Whether a tensor has elements in memory that can be asked for."""
-    try:
-        return not tensor.is_meta and tensor.numel() > 0 and tensor.untyped_storage().nbytes() > 0
-    except (NotImplementedError, RuntimeError, ValueError):  # a wrapper around others, one that is made later
-        return False
-
-
-def reach(tensor: Tensor) -> int:
-    """How many elements lie from a tensor's first to its last one, with those between that are not its own."""
-    return 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    def stream_of(self, fill: Fill, seed: int) -> Stream:
+        """By name; of a part by where it lies in the tensor, in row-major order whatever the order in memory."""
+        stream = Stream.named(self.name, seed)
+        if fill.elements == self.shape.numel():
+            return stream
+        offset, steps = fill.offset - self.offset, fill.stride
+        if steps == self.stride and all(steps):  # a box of the tensor
+            rest, offset, logical = offset, 0, row_major(self.shape)
+            longer = [dimension for dimension, size in enumerate(self.shape) if size > 1]
+            for dimension in sorted(longer, key=lambda dimension: -steps[dimension]):
+                index, rest = divmod(rest, steps[dimension])
+                offset += index * logical[dimension]
+            steps = logical
+        return stream.part(offset, fill.shape, steps)
 
 
 class Names:
@@ -124,7 +70,8 @@ class Names:
         for name, tensor in named_tensors(self.model):
             if has_memory(tensor):
                 storage = tensor.untyped_storage()
-                place = Place(name, int(tensor.storage_offset()), tensor.numel(), reach(tensor), tensor.dtype)
+                at, dtype = int(tensor.storage_offset()), tensor.dtype
+                place = Place(name, at, tensor.shape, tensor.stride(), reach(tensor.shape, tensor.stride()), dtype)
                 self.places.setdefault(key_in(storage), (reference(storage), []))[1].append(place)
 
     def place_of(self, fill: Fill, storage: UntypedStorage) -> Place | None:
@@ -142,9 +89,6 @@ class Names:
             place = self.place_of(fill, storage)
             if place is None:
                 return fill
-            stream = Stream.named(place.name, self.seed)
-            if fill.elements != place.elements:
-                stream = stream.part(fill.offset - place.offset, fill.shape, fill.stride)
-            self.found[fill.number] = place.name, stream
+            self.found[fill.number] = place.name, place.stream_of(fill, self.seed)
         name, stream = self.found[fill.number]
         return fill._replace(seed=stream.seed, stream_id=stream.id, name=name)

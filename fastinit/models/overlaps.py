@@ -8,12 +8,18 @@ import torch
 from torch import Tensor
 
 from ..drawing.deferred import key_of
+from ..kernels.runs import reach
 from .entries import Entry
-from .names import reach
 
 
 def overlaps(found: Sequence[Entry], written: Set[int]) -> Iterator[str]:
     """For each tensor that is to be written (their `id`s): whose elements it would write, too."""
+    first: dict[int, Entry] = {}
+    for entry in found:
+        for part in entry.parts if id(entry) in written else ():
+            other = first.setdefault(id(part), entry)
+            if other is not entry:
+                yield f"{entry.name} is computed from {part.name}, as {other.name}, and that would be written twice"
     by_memory: dict[int, list[Entry]] = {}
     for entry in found:
         if entry.assign is None and (key := memory_of(entry.tensor)) is not None:
@@ -41,12 +47,13 @@ def meet(one: Tensor, other: Tensor) -> bool:
     spans = []
     for tensor in (one, other):
         begin = int(tensor.storage_offset()) * tensor.itemsize
-        spans.append((begin, begin + reach(tensor) * tensor.itemsize))
+        spans.append((begin, begin + reach(tensor.shape, tensor.stride()) * tensor.itemsize))
     (begin, end), (other_begin, other_end) = spans
     if begin >= other_end or other_begin >= end:
         return False
     if one.itemsize != other.itemsize:
         return True
-    taken = torch.zeros(max(end, other_end) // one.itemsize, dtype=torch.bool, device="cpu")
-    taken.as_strided(one.shape, one.stride(), one.storage_offset()).fill_(True)
-    return bool(taken.as_strided(other.shape, other.stride(), other.storage_offset()).any())
+    first = min(one.storage_offset(), other.storage_offset())
+    taken = torch.zeros((max(end, other_end) - min(begin, other_begin)) // one.itemsize, dtype=torch.bool, device="cpu")
+    taken.as_strided(one.shape, one.stride(), one.storage_offset() - first).fill_(True)
+    return bool(taken.as_strided(other.shape, other.stride(), other.storage_offset() - first).any())

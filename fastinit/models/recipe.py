@@ -12,8 +12,8 @@ from typing import Any, Concatenate, ParamSpec
 
 import torch
 
-from .names import walk
 from .rules import Rule
+from .walk import named_parameters, walk
 
 P = ParamSpec("P")
 Module = torch.nn.Module
@@ -21,7 +21,7 @@ Module = torch.nn.Module
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe with its hyperparameters: called with a model, its rules. `str` of it is what `named` reads."""
+    """A recipe with its hyperparameters; calling it with a model gives the rules. `named` reads its `str`."""
 
     name: str
     arguments: tuple[tuple[str, Any], ...] = ()
@@ -37,17 +37,27 @@ RECIPES: dict[str, Callable[..., Iterator[Rule]]] = {}
 
 
 def recipe(function: Callable[Concatenate[Module, P], Iterator[Rule]]) -> Callable[P, Recipe]:
-    """Enter a recipe. What is called with its hyperparameters is made of it."""
+    """Register a recipe; returns a factory that binds its hyperparameters."""
     RECIPES[function.__name__] = function
     _, *hyperparameters = inspect.signature(function).parameters.values()
     signature = inspect.Signature(hyperparameters)
 
     @functools.wraps(function)
     def make(*args: P.args, **kwargs: P.kwargs) -> Recipe:
-        return Recipe(function.__name__, tuple(signature.bind(*args, **kwargs).arguments.items()))
+        bound = signature.bind(*args, **kwargs).arguments
+        return Recipe(function.__name__, tuple((key, plain(value)) for key, value in bound.items()))
 
-    make.__signature__ = signature  # type: ignore[attr-defined]
+    make.__signature__, make.recipe = signature, function.__name__  # type: ignore[attr-defined]
     return make
+
+
+def plain(value: Any) -> Any:
+    """A hyperparameter as a value: of a model, the shapes of its parameters by name."""
+    if isinstance(value, Module):
+        value = {name: one.shape for name, one in named_parameters(value)}
+    if isinstance(value, Mapping):
+        return tuple((name, tuple(shape)) for name, shape in value.items())
+    return value
 
 
 def named(text: str) -> Recipe:
@@ -60,27 +70,41 @@ def named(text: str) -> Recipe:
     if not bracket:
         return Recipe(name)
     try:
-        call: Any = ast.parse(text, mode="eval").body
-        if call.func.id != name:
-            raise ValueError("expected one call")
-        arguments = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
-        bound = inspect.signature(RECIPES[name]).bind(None, *map(ast.literal_eval, call.args), **arguments).arguments
-    except (ValueError, SyntaxError, TypeError, AttributeError) as error:
+        _, args, kwargs = literal_call(text)
+        bound = inspect.signature(RECIPES[name]).bind(None, *args, **kwargs).arguments
+    except (ValueError, TypeError) as error:
         raise ValueError(f"a recipe is written as gpt2(n_layer=12), got {text!r} ({error})") from None
-    return Recipe(name, tuple([*bound.items()][1:]))
+    return Recipe(name, tuple((key, plain(value)) for key, value in [*bound.items()][1:]))
 
 
-def said(model: Module, recipe: str, argument: str, *names: str, default: Any = None) -> Any:
-    """A hyperparameter that was left out, by one of these names of the model's configuration."""
+def literal_call(text: str) -> tuple[str, list[Any], dict[str, Any]]:
+    """Name, arguments and named arguments of `a.name(1, width=2)`. Raises `ValueError` where they are no literals."""
+    try:
+        call = ast.parse(text, mode="eval").body
+    except SyntaxError as error:
+        raise ValueError(str(error)) from error
+    if not isinstance(call, ast.Call) or not isinstance(call.func, (ast.Name, ast.Attribute)):
+        raise ValueError("expected one call")
+    args = [ast.literal_eval(argument) for argument in call.args]
+    kwargs = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg is not None}
+    if len(kwargs) < len(call.keywords):
+        raise ValueError("expected arguments by name, not **")
+    return ast.unparse(call.func), args, kwargs
+
+
+def hyperparameter(given: Any, model: Module, recipe: str, name: str, *keys: str, default: Any = None) -> Any:
+    """What was given, else what the model's configuration says under one of these keys."""
+    if given is not None:
+        return given
     for _, module in walk(model):
         config = getattr(module, "config", None)
-        for name in names:
-            value = config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
+        for key in keys:
+            value = config.get(key) if isinstance(config, Mapping) else getattr(config, key, None)
             if value is not None:
                 return value
     if default is None:
         raise ValueError(
-            f"the recipe {recipe} needs {argument}, and the model has no config that says {' or '.join(names)}: "
-            f"recipes.{recipe}({argument}=...)"
+            f"the recipe {recipe} needs {name}, and the model has no config that says {' or '.join(keys)}: "
+            f"recipes.{recipe}({name}=...)"
         )
     return default

@@ -8,7 +8,7 @@ come before: `lambda model: [(torch.nn.Embedding, normal(std=0.01)), *gpt2()(mod
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,23 +28,36 @@ from ..initialisers import (
     zeros,
 )
 from ..initialisers.parts import Value
-from .names import joined, parameters, walk
-from .recipe import recipe, said
+from .entries import Home, entries
+from .recipe import hyperparameter, recipe
 from .rules import Rule
+from .walk import joined, parameters, walk
 
 Module = nn.Module
+__all__ = ["bert", "gpt2", "llama", "mup", "resnet", "t5", "torch_default", "vit"]
 
 
 # --- where, for several recipes --------------------------------------------------------------------
 
+TORCHS_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
+# Of others, those that multiply by their weight; Gemma's, for one, multiply by 1 + weight.
+THEIR_NORMS = {
+    "LayerNorm", "LlamaRMSNorm", "MistralRMSNorm", "MixtralRMSNorm", "Phi3RMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm",
+    "T5LayerNorm",
+}  # fmt: skip
+
+
+def is_norm(module: Module) -> bool:
+    return isinstance(module, TORCHS_NORMS) or type(module).__name__ in THEIR_NORMS
+
 
 def norm_weight(name: str, module: Module, parameter: Tensor) -> bool:
-    """A scale of a normalisation: libraries have classes of their own for these."""
-    return "Norm" in type(module).__name__ and name.rpartition(".")[2] == "weight"
+    """A scale of a normalisation."""
+    return is_norm(module) and name.rpartition(".")[2] == "weight"
 
 
 def norm_bias(name: str, module: Module, parameter: Tensor) -> bool:
-    return "Norm" in type(module).__name__ and name.rpartition(".")[2] == "bias"
+    return is_norm(module) and name.rpartition(".")[2] == "bias"
 
 
 def linear_weight(name: str, module: Module, parameter: Tensor) -> bool:
@@ -59,11 +72,12 @@ def is_bias(name: str, module: Module, parameter: Tensor) -> bool:
 NORMS = (Rule(norm_weight, ones(), True), Rule(norm_bias, zeros(), True))
 
 
-def plain_transformer(std: float) -> Iterator[Rule]:
+def plain_transformer(model: Module, recipe: str, std: float | None) -> Iterator[Rule]:
     """Matrices and embeddings normal, biases zeros, normalisations the identity."""
+    value = normal(std=hyperparameter(std, model, recipe, "std", "initializer_range", default=0.02))
     yield from NORMS
-    yield Rule(linear_weight, normal(std=std), True)
-    yield Rule((nn.Embedding, "weight"), normal(std=std), True)
+    yield Rule(linear_weight, value, True)
+    yield Rule((nn.Embedding, "weight"), value, True)
     yield Rule(is_bias, zeros(), True)
 
 
@@ -77,33 +91,29 @@ def gpt2(model: Module, n_layer: int | None = None, std: float | None = None) ->
     Radford et al. 2019, section 2.3; `GPT2PreTrainedModel._init_weights` of transformers, `GPT._init_weights` of
     nanoGPT. From the config: n_layer or num_hidden_layers; initializer_range (0.02).
     """
-    n_layer = n_layer or said(model, "gpt2", "n_layer", "n_layer", "num_hidden_layers")
-    std = std if std is not None else said(model, "gpt2", "std", "initializer_range", default=0.02)
-    yield Rule("*c_proj.weight", depth_scaled_normal(std=std, depth=n_layer))
-    yield from plain_transformer(std)
+    depth = hyperparameter(n_layer, model, "gpt2", "n_layer", "n_layer", "num_hidden_layers")
+    std = hyperparameter(std, model, "gpt2", "std", "initializer_range", default=0.02)
+    yield Rule("*c_proj.weight", depth_scaled_normal(std=std, depth=depth))
+    yield from plain_transformer(model, "gpt2", std)
 
 
 @recipe
 def llama(model: Module, std: float | None = None) -> Iterator[Rule]:
-    """Llama, Mistral, Qwen and their like in transformers: normal(std), norms ones, biases zeros.
+    """Llama, Mistral, Qwen2 and Qwen3 in transformers: normal(std), norms ones, biases zeros.
 
     `PreTrainedModel._init_weights` of transformers. From the config: initializer_range (0.02).
     """
-    yield from plain_transformer(
-        std if std is not None else said(model, "llama", "std", "initializer_range", default=0.02)
-    )
+    yield from plain_transformer(model, "llama", std)
 
 
 @recipe
 def bert(model: Module, std: float | None = None) -> Iterator[Rule]:
-    """BERT, RoBERTa and their like: normal(std) for matrices and embeddings, biases zeros.
+    """BERT and RoBERTa in transformers: normal(std) for matrices and embeddings, biases zeros.
 
     Devlin et al. 2019; `PreTrainedModel._init_weights` of transformers. (Google's own code cuts at two standard
     deviations.) From the config: initializer_range (0.02).
     """
-    yield from plain_transformer(
-        std if std is not None else said(model, "bert", "std", "initializer_range", default=0.02)
-    )
+    yield from plain_transformer(model, "bert", std)
 
 
 @recipe
@@ -120,24 +130,24 @@ def t5(
     Raffel et al. 2020; `T5PreTrainedModel._init_weights` of transformers, after Mesh TensorFlow. All from the config;
     factor is initializer_factor (1.0).
     """
-    d_model = d_model or said(model, "t5", "d_model", "d_model")
-    d_kv = d_kv or said(model, "t5", "d_kv", "d_kv")
-    d_ff = d_ff or said(model, "t5", "d_ff", "d_ff")
-    num_heads = num_heads or said(model, "t5", "num_heads", "num_heads")
-    factor = factor if factor is not None else said(model, "t5", "factor", "initializer_factor", default=1.0)
-    by_width = normal(std=factor * d_model**-0.5)
+    d_model = hyperparameter(d_model, model, "t5", "d_model", "d_model")
+    d_kv = hyperparameter(d_kv, model, "t5", "d_kv", "d_kv")
+    d_ff = hyperparameter(d_ff, model, "t5", "d_ff", "d_ff")
+    num_heads = hyperparameter(num_heads, model, "t5", "num_heads", "num_heads")
+    factor = hyperparameter(factor, model, "t5", "factor", "initializer_factor", default=1.0)
+    of_inputs = normal(std=factor * d_model**-0.5)
     yield Rule("*.q.weight", normal(std=factor * (d_model * d_kv) ** -0.5))
-    yield Rule("*.[kv].weight", by_width)
+    yield Rule("*.[kv].weight", of_inputs)
     yield Rule("*.o.weight", normal(std=factor * (num_heads * d_kv) ** -0.5))
-    yield Rule("*.relative_attention_bias.weight", by_width, True)
-    yield Rule("*.wi*.weight", by_width)
+    yield Rule("*.relative_attention_bias.weight", of_inputs, True)
+    yield Rule("*.wi*.weight", of_inputs)
     yield Rule("*.wo.weight", normal(std=factor * d_ff**-0.5))
     yield Rule("*shared.weight", normal(std=factor))
     yield Rule("*embed_tokens.weight", normal(std=factor), True)
     yield Rule("*lm_head.weight", normal(std=factor), True)
     yield Rule(norm_weight, constant(factor), True)
-    yield Rule("*qa_outputs.weight", by_width, True)
-    yield Rule("*classification_head.*.weight", by_width, True)
+    yield Rule("*qa_outputs.weight", of_inputs, True)
+    yield Rule("*classification_head.*.weight", of_inputs, True)
     yield Rule("*classifier.weight", normal(std=factor), True)
     yield Rule(is_bias, zeros(), True)
 
@@ -149,7 +159,7 @@ def vit(model: Module, std: float = 0.02) -> Iterator[Rule]:
     Dosovitskiy et al. 2021; `init_weights_vit_timm` and `VisionTransformer.init_weights` of timm. Layer scales keep
     the number that they were made with.
     """
-    for name, module, key, _ in owned(model):
+    for name, module, key in owned(model):
         if type(module).__name__ == "LayerScale":
             yield Rule(exactly(name), constant(float(getattr(module, "init_values", 1e-5))))
         elif isinstance(module, nn.Conv2d):
@@ -170,7 +180,7 @@ def resnet(model: Module, zero_last: bool = False) -> Iterator[Rule]:
     `zero_last`: the last normalisation of each residual branch is zeros (Goyal et al. 2017), as `zero_init_residual` of
     torchvision and `zero_init_last` of timm, which has it by default.
     """
-    for name, module, key, _ in owned(model):
+    for name, module, key in owned(model):
         if isinstance(module, nn.Linear):
             yield Rule(exactly(name), torch_values(module)[key])
     if zero_last:
@@ -184,7 +194,7 @@ def resnet(model: Module, zero_last: bool = False) -> Iterator[Rule]:
 
 
 @recipe
-def mup(model: Module, base: Module | Mapping[str, Any], std: float = 0.02) -> Iterator[Rule]:
+def mup(model: Module, base: Any, std: float = 0.02) -> Iterator[Rule]:
     """muP: standard deviations that follow the width, so that learning rates of a narrow model stay right.
 
     Yang et al. 2022, Tensor Programs V, table 3. `base` is the narrow model (on the meta device, say), or the shapes
@@ -193,23 +203,24 @@ def mup(model: Module, base: Module | Mapping[str, Any], std: float = 0.02) -> I
     embeddings, inputs and the readouts of the package mup, which scale their output themselves, by std. Biases are
     zeros, norms ones.
     """
-    if isinstance(base, Module):
-        base = {name: tuple(parameter.shape) for name, _, _, parameter in owned(base)}
+    shapes = dict(base)
     yield from NORMS
-    for name, module, _, parameter in owned(model):
-        if "Norm" in type(module).__name__:
-            continue
-        if parameter.dim() < 2:
-            yield Rule(exactly(name), zeros())
-            continue
-        if name not in base or len(base[name]) != parameter.dim():
-            raise ValueError(f"the base model of recipe mup has no parameter {name} of {parameter.dim()} dimensions")
-        yield Rule(exactly(name), by_width(module, parameter, base[name], std))
+    for entry in entries(model):
+        for name, module, _ in entry.homes if entry.is_drawn else ():
+            if is_norm(module):
+                continue
+            if entry.tensor.dim() < 2:
+                yield Rule(exactly(name), zeros())
+                continue
+            shape = tuple(entry.tensor.shape)
+            if len(shapes.get(name, ())) != len(shape):
+                raise ValueError(f"the base model of recipe mup has no parameter {name} of {len(shape)} dimensions")
+            yield Rule(exactly(name), by_width(module, shape, shapes[name], std))
 
 
-def by_width(module: Module, parameter: Tensor, base: Any, std: float) -> Any:
+def by_width(module: Module, shape: Sequence[int], base: Sequence[int], std: float) -> Any:
     """muP's law of a matrix; the base shape is that of the narrow model."""
-    outputs, inputs = (parameter.shape[side] / base[side] for side in (0, 1))
+    outputs, inputs = (shape[side] / base[side] for side in (0, 1))
     scales_itself = type(module).__name__ in ("MuReadout", "MuSharedReadout")
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) or inputs == 1 or scales_itself:
         return normal(std=std)
@@ -222,23 +233,22 @@ def by_width(module: Module, parameter: Tensor, base: Any, std: float) -> Any:
 def torch_default(model: Module) -> Iterator[Rule]:
     """What the constructors of torch's own modules draw: `reset_parameters` of each (torch 2.8 to 2.15).
 
-    For a module that is none of torch's there is no rule: write one before it.
+    For a module that is none of torch's there is no rule: write one before it. (`nn.Transformer` copies its layers, so
+    that they start alike, biases included; here each is drawn by its own name.)
     """
-    whole = tuple(prefix for prefix, module in walk(model) if isinstance(module, nn.Transformer))
-    for name, module, key, parameter in owned(model):
-        if parameter.dim() > 1 and any(name.startswith(joined(prefix, "")) for prefix in whole):
-            yield Rule(exactly(name), xavier_uniform())
-            continue
-        values = torch_values(module)
-        if key in values:
-            yield Rule(exactly(name), values[key])
+    whole = tuple(joined(prefix, "") for prefix, module in walk(model) if isinstance(module, nn.Transformer))
+    for entry in entries(model):
+        for name, module, key in entry.homes if entry.is_drawn else ():
+            values = torch_values(module)
+            if whole and name.startswith(whole) and entry.tensor.dim() > 1:
+                yield Rule(exactly(name), xavier_uniform())
+            elif key in values:
+                yield Rule(exactly(name), values[key])
 
 
-def owned(model: Module) -> Iterator[tuple[str, Module, str, Tensor]]:
-    """A model's parameters, each by every name that it has, with the module and the name there."""
-    for prefix, module in walk(model):
-        for key, parameter in parameters(module):
-            yield joined(prefix, key), module, key, parameter
+def owned(model: Module) -> Iterator[Home]:
+    """Every name of a model's parameters, and of the weights that are computed from some of them."""
+    return (home for entry in entries(model) if entry.is_drawn for home in entry.homes)
 
 
 def exactly(name: str) -> str:
@@ -265,8 +275,7 @@ def torch_values(module: Module) -> dict[str, Value]:
         return {"weight": normal()}
     if isinstance(module, nn.PReLU):
         return {"weight": constant(float(module.init))}
-    norms = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
-    return {"weight": ones(), "bias": zeros()} if isinstance(module, norms) else {}
+    return {"weight": ones(), "bias": zeros()} if isinstance(module, TORCHS_NORMS) else {}
 
 
 def torchs_attention(key: str) -> Any:

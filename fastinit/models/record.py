@@ -13,8 +13,8 @@ from ..drawing.deferred import Fill
 from ..initialisers.table import CONSTANTS, NAMES
 from ..initialisers.values import signature_of
 from .build import constructed
-from .names import named_parameters
 from .origins import origin_of
+from .walk import named_parameters
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""Rules that say how each parameter of a model is initialised, and the proof that they say it of all."""
+"""Rules that say how each parameter of a model is initialised, and the check that they cover every parameter."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ class Rule(NamedTuple):
 
     `where`: a module's class, or several, for all parameters of its own; (class, "bias") for those of that name, which
     may have wildcards; a pattern on the qualified name, as of `fnmatch`; or a function that is called with qualified
-    name, module and parameter. `what`: an initialiser, as a value or whatever `fastinit.initialisers.get` takes; or a
+    name, module and parameter. Buffers are meant only by their own names: (class, "running_mean"), "*running_mean".
+    `what`: an initialiser, as a value or whatever `fastinit.initialisers.get` takes; or a
     function that fills the tensor that it is called with.
     """
 
@@ -56,7 +57,8 @@ def shown(part: Any) -> str:
     if isinstance(part, tuple):
         return f"({', '.join(map(shown, part))})"
     if isinstance(part, functools.partial):
-        return f"partial({', '.join(map(shown, (part.func, *part.args, *part.keywords.values())))})"
+        named = [f"{key}={shown(value)}" for key, value in part.keywords.items()]
+        return f"partial({', '.join([*map(shown, (part.func, *part.args)), *named])})"
     if callable(part) and not isinstance(part, Initializer):
         return str(getattr(part, "__qualname__", type(part).__qualname__))
     return repr(part)
@@ -67,10 +69,11 @@ def shown(part: Any) -> str:
 
 def rules_of(given: Rules, model: Module) -> list[Rule]:
     """The rules that are given, for this model. Raises `TypeError` and `ValueError` for what are none, all at once."""
-    if isinstance(given, str):
+    name = given if isinstance(given, str) else getattr(given, "recipe", None)  # gpt2 in place of gpt2()
+    if name is not None:
         from .recipe import named
 
-        given = named(given)
+        given = named(name)
     if callable(given):
         given = given(model)
     return judged(given)
@@ -107,9 +110,18 @@ def read(rule: Any) -> Rule:
 
 
 def is_where(where: Any) -> bool:
-    if isinstance(where, tuple) and len(where) == 2 and isinstance(where[1], str):
+    if is_named(where):
         return is_types(where[0])
-    return is_types(where) or isinstance(where, str) or (callable(where) and not isinstance(where, type))
+    return is_types(where) or isinstance(where, str) or is_function(where)
+
+
+def is_named(where: Any) -> bool:
+    """Whether it is a class or several, with the name of a parameter."""
+    return isinstance(where, tuple) and len(where) == 2 and isinstance(where[1], str)
+
+
+def is_function(part: Any) -> bool:
+    return callable(part) and not isinstance(part, (type, Module))
 
 
 def is_types(where: Any) -> bool:
@@ -122,7 +134,7 @@ def value_of(what: Any) -> What:
     try:
         return get(what)
     except TypeError:
-        if not callable(what) or isinstance(what, type):
+        if not is_function(what):
             raise
     own: Callable[[Tensor], object] = what
     return own
@@ -132,7 +144,7 @@ def value_of(what: Any) -> What:
 
 
 @dataclass(eq=False)
-class Assigned:
+class Match:
     """A tensor of a model, the number of the rule that is for it, and what that says."""
 
     entry: Entry
@@ -144,10 +156,10 @@ def matches(where: Where, home: Home, entry: Entry) -> bool:
     """Whether a rule's `where` is for a tensor, by one of its names."""
     if isinstance(where, str):
         fits = home.name == where or fnmatchcase(home.name, where)
-        return fits and (not entry.aside or where.rpartition(".")[2] == home.key)
-    if isinstance(where, tuple) and isinstance(where[1], str):
-        types: Any = where[0]
-        named = home.key == where[1] if entry.aside else any(fnmatchcase(key, where[1]) for key in keys_of(home))
+        return fits and (not entry.aside or where.rpartition(".")[2].lstrip("*") == home.key)
+    if isinstance(where, tuple) and is_named(where):
+        types, pattern = where
+        named = home.key == pattern if entry.aside else any(fnmatchcase(key, str(pattern)) for key in keys_of(home))
         return named and isinstance(home.module, types)
     if entry.aside:
         return False
@@ -176,7 +188,7 @@ class Matched:
         for number, (where, *_) in enumerate(rules):
             plain = isinstance(where, str) and not WILD.intersection(where)
             (self.exact.setdefault(str(where), []) if plain else self.others).append(number)
-        self.assigned: list[Assigned] = []
+        self.assigned: list[Match] = []
         self.problems: list[str] = []
         named = {id(entry): numbers for entry in found if (numbers := self.numbers(entry))}
         whole = [entry for entry in found if not any(id(part) in named for part in entry.parts)]
@@ -196,7 +208,7 @@ class Matched:
     def assign(self, entry: Entry, numbers: list[int]) -> None:
         for number in numbers:
             self.won[number] += 1
-        if self.only is not None and self.only.isdisjoint(names_of(entry)):
+        if self.only is not None and not self.is_asked_for(entry, self.only):
             return
         if not numbers:
             if not entry.aside or entry.why or self.is_lost(entry):
@@ -208,15 +220,26 @@ class Matched:
         if any(one != what[0] for one in what):
             names = ", ".join(home.name for home in entry.homes)
             self.problems.append(
-                f"{described(entry)} is one tensor with the names {names}, for which rules {sorted({*numbers})} say "
-                "different things; put one before them that is for both names"
+                f"{described(entry)} is one tensor with the names {names}, on which rules {sorted({*numbers})} "
+                "disagree; add an earlier rule that matches them all"
             )
             return
-        self.assigned.append(Assigned(entry, numbers[0], what[0]))
+        self.assigned.append(Match(entry, numbers[0], what[0]))
+
+    def is_asked_for(self, entry: Entry, only: set[str]) -> bool:
+        """Whether `only` has all names of a tensor: one of a tied one's may be missing in a checkpoint that has it."""
+        parts = [only.issuperset(home.name for home in part.homes) for part in entry.parts]
+        if any(parts) and not all(parts):
+            names = ", ".join(part.name for part in entry.parts)
+            self.problems.append(
+                f"{described(entry)} is computed from {names}, of which only= names some; rules may name these"
+            )
+            return False
+        return (bool(parts) and all(parts)) or only.issuperset(home.name for home in entry.homes)
 
     def is_lost(self, entry: Entry) -> bool:
         """Whether a buffer, or what a weight is computed from, has no value, and gets none."""
-        needed = entry.is_saved or not self.saved
+        needed = bool(entry.saved_name) or not self.saved
         return entry.tensor.is_meta and id(entry) not in self.computed and needed
 
     def dead(self) -> Iterator[str]:
@@ -224,17 +247,13 @@ class Matched:
         for number, rule in enumerate(self.rules):
             if self.won[number] or rule.optional:
                 continue
-            text = f"rule {number}, {rule!r}, matches nothing"
+            text = f"rule {number}, {rule!r}, "
             if any(matches(rule.where, home, entry) for entry in self.entries for home in entry.homes):
-                text += " that rules before it do not match already"
+                yield text + "never applies: earlier rules match every tensor that it matches"
             elif near := nearest(rule.where, self.entries):
-                text += f"; near it: {', '.join(near)}"
-            yield text
-
-
-def names_of(entry: Entry) -> set[str]:
-    """Of a tensor, and of what it is computed from."""
-    return {home.name for one in (entry, *entry.parts) for home in one.homes}
+                yield text + f"matches nothing; near it: {', '.join(near)}"
+            else:
+                yield text + "matches nothing"
 
 
 def described(entry: Entry) -> str:
@@ -252,7 +271,7 @@ def nearest(where: Where, found: Sequence[Entry]) -> list[str]:
         for home in homes:
             ends.setdefault(".".join(home.name.split(".")[-depth:]), home.name)
         return [ends[end] for end in difflib.get_close_matches(plain, ends, 3, 0.6)]
-    if isinstance(where, tuple) and isinstance(where[1], str):
+    if isinstance(where, tuple) and is_named(where):
         types: Any = where[0]
         keys = {home.key: None for home in homes if isinstance(home.module, types)}
         if keys:
@@ -276,7 +295,9 @@ def matched(model: Module, rules: Rules, only: Iterable[str] | None = None, save
     if not isinstance(model, Module):
         raise TypeError(f"rules are for a torch.nn.Module, got {type(model).__name__}")
     found = entries(model)
-    given = None if only is None else known(model, found, [only] if isinstance(only, str) else [*only])
+    if only is not None and (isinstance(only, str) or not isinstance(only, Iterable)):
+        raise TypeError(f"only is a list of names, such as load_state_dict(...).missing_keys; got {only!r}")
+    given = None if only is None else known(model, found, [*only])
     return Matched(rules_of(rules, model), found, given, saved)
 
 
@@ -286,9 +307,11 @@ def known(model: Module, found: Sequence[Entry], only: Iterable[str]) -> set[str
     first = {id(entry.tensor): entry.name for entry in found}
     for own in (model.named_parameters, model.named_buffers):
         names |= {name: first[id(one)] for name, one in own(remove_duplicate=False) if name not in names}
+    if not all(isinstance(name, str) for name in only):
+        raise TypeError(f"only is a list of names, such as load_state_dict(...).missing_keys; got {only!r}")
     if unknown := [name for name in only if name not in names]:
         raise RulesError(
-            f"only has names that {type(model).__name__} does not have: "
+            f"only= names tensors that {type(model).__name__} does not have: "
             + ", ".join(f"{name!r}{near_name(name, names)}" for name in unknown[:MOST_SHOWN])
         )
     return {names[name] for name in only}

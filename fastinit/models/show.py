@@ -1,4 +1,4 @@
-"""An audit in a terminal."""
+"""An audit, and what rules did, in a terminal."""
 
 from __future__ import annotations
 
