@@ -2,15 +2,16 @@
 
     python -m bench.checkpoint --folder DIR --gigabytes 20 --repeat 3
 
-`dd` copies random bytes, from a file in memory: some disks write zeros faster. Both wait until all is on the disk, once
-for each file of 5 GB. They take turns; the table has the medians, their ratio, and the peak memory of this process.
+`dd` copies random bytes, from a file in memory: some disks write zeros faster (`--zeros` has it write these). Both wait
+until all is on the disk, once for each file of 5 GB. They take turns; the table has the medians, their ratio, and the
+peak memory of this process. For Linux.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import os
-import re
 import shutil
 import statistics
 import subprocess
@@ -23,6 +24,7 @@ import torch
 from rich.table import Table
 
 import fastinit
+from fastinit.commands.compare import resident
 
 SHARD = 5 * 10**9
 MEMORY = Path("/dev/shm")
@@ -46,11 +48,11 @@ def ours(folder: Path, size: float) -> float:
     return sum(file.stat().st_size for file in files) / taken
 
 
-def by_dd(folder: Path, size: float) -> float:
+def by_dd(folder: Path, size: float, zeros: bool) -> float:
     with tempfile.NamedTemporaryFile(dir=MEMORY) as source:
         count = 16
         for _ in range(count):
-            source.write(os.urandom(64 << 20))
+            source.write(bytes(64 << 20) if zeros else os.urandom(64 << 20))
         source.flush()
         written, begin = 0, time.perf_counter()
         while written < size:
@@ -63,22 +65,17 @@ def by_dd(folder: Path, size: float) -> float:
         return written / (time.perf_counter() - begin)
 
 
-def peak() -> int:
-    """The most memory that this process has had, in bytes."""
-    found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
-    return 0 if found is None else int(found[1]) << 10
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path(), help="on the disk to be measured")
     parser.add_argument("--gigabytes", type=float, default=4.0)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--zeros", action="store_true")
     arguments = parser.parse_args()
     size, rates = arguments.gigabytes * 1e9, []
     for _ in range(arguments.repeat):
         pair = []
-        for write in (by_dd, ours):
+        for write in (functools.partial(by_dd, zeros=arguments.zeros), ours):
             folder = Path(tempfile.mkdtemp(dir=arguments.folder))
             try:
                 os.sync()
@@ -91,7 +88,7 @@ def main() -> None:
     table = Table("checkpoint", "dd", "fastinit", "ratio", "peak memory")
     table.add_row(
         f"{arguments.gigabytes:g} GB", f"{theirs / 1e9:.2f} GB/s", f"{own / 1e9:.2f} GB/s", f"{own / theirs:.2f}",
-        f"{peak() / 1e9:.2f} GB",
+        f"{(resident('VmHWM') or 0) / 1e9:.2f} GB",
     )  # fmt: skip
     rich.print(table)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import math
 import os
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import forked
@@ -204,3 +206,8 @@ class FakeCudaGenerator:
 
     def set_offset(self, offset: int) -> None:
         self.offset = offset
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Of the files in a folder."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}

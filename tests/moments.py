@@ -6,9 +6,12 @@ import math
 from collections.abc import Callable
 
 import torch
+from common import same_bits
 from torch import nn
 
-from fastinit.models.walk import named_tensors
+from fastinit import build, initialize
+from fastinit.models.report import Report
+from fastinit.models.walk import named_parameters, named_tensors
 
 SEED = 20261128
 MOST_Z = 6.0  # standard errors: one true parameter in 5e8 fails
@@ -40,3 +43,16 @@ def worst(ours: nn.Module, theirs: nn.Module) -> tuple[float, str]:
 def by_torch(make: Callable[[], nn.Module]) -> nn.Module:
     torch.manual_seed(SEED)
     return make()
+
+
+def follows(make: Callable[[], nn.Module], recipe: object) -> Report:
+    """Hold a recipe to a library's own code: the same laws as it draws by torch, the same bits as by `build`."""
+    model = make()
+    report = initialize(model, recipe, seed=SEED)
+    found, where = worst(model, by_torch(make))
+    assert found < MOST_Z, where
+    by_build = dict(named_parameters(build(make, seed=SEED)))
+    assert len(by_build) >= 2
+    for name, parameter in named_parameters(model):
+        assert same_bits(parameter.detach(), by_build[name].detach()), name
+    return report

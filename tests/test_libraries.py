@@ -10,7 +10,7 @@ import importlib
 import pytest
 import torch
 from common import python, same_bits
-from moments import MOST_Z, SEED, by_torch, distance, worst
+from moments import MOST_Z, SEED, by_torch, distance, follows, worst
 from torch import nn
 
 from fastinit import accelerate, audit, build, initialize, recipes
@@ -56,16 +56,6 @@ def test_timm(name):
     assert not judged.errors
     # ConvNeXt multiplies its head by a scale, after it was drawn.
     assert {row.name for row in judged.rows if row.by in ("number", "computed")} <= {"head.fc.weight", "head.fc.bias"}
-
-
-def follows(make, recipe) -> None:
-    """A recipe draws the laws of the library's own code; by `build`, which runs that code, the very bits."""
-    model = make()
-    initialize(model, recipe, seed=SEED)
-    agree(make, model)
-    by_build = dict(named_tensors(build(make, seed=SEED)))
-    for name, tensor in model.named_parameters():
-        assert same_bits(tensor.detach(), by_build[name].detach()), name
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit3_small_patch16_224", "vit_small_patch14_reg4_dinov2"])

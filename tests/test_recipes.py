@@ -8,15 +8,15 @@ import re
 import pytest
 import torch
 from common import same_bits
-from moments import MOST_Z, SEED, by_torch, worst
+from moments import MOST_Z, SEED, by_torch, follows, worst
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils import parametrizations
 
 import fastinit
 from fastinit import RulesError, build, initialize, recipes
 from fastinit.initialisers import keep, zeros
 from fastinit.models.recipe import RECIPES, named
-from fastinit.models.walk import named_parameters
 
 # --- models of one's own -----------------------------------------------------------------------
 
@@ -35,21 +35,7 @@ class GPT(nn.Module):
             {
                 "wte": nn.Embedding(config.vocab_size, wide),
                 "wpe": nn.Embedding(config.block_size, wide),
-                "h": nn.ModuleList(
-                    nn.ModuleDict(
-                        {
-                            "ln_1": LayerNorm(wide),
-                            "attn": nn.ModuleDict(
-                                {"c_attn": nn.Linear(wide, 3 * wide), "c_proj": nn.Linear(wide, wide)}
-                            ),
-                            "ln_2": LayerNorm(wide),
-                            "mlp": nn.ModuleDict(
-                                {"c_fc": nn.Linear(wide, 4 * wide), "c_proj": nn.Linear(4 * wide, wide)}
-                            ),
-                        }
-                    )
-                    for _ in range(config.n_layer)
-                ),
+                "h": nn.ModuleList(self.block(wide) for _ in range(config.n_layer)),
                 "ln_f": LayerNorm(wide),
             }
         )
@@ -176,14 +162,7 @@ def test_there_are_models_of_transformers():
 def test_a_recipe_draws_what_the_library_draws(name):
     """The same laws as by torch, tested by moments; and the very bits of the library's own code by `build`."""
     make, recipe = ALL[name]
-    theirs, model = by_torch(make), make()
-    report = initialize(model, recipe, seed=SEED)
-    found, where = worst(model, theirs)
-    assert found < MOST_Z, where
-    assert not report.escaped
-    by_build = dict(named_parameters(build(make, seed=SEED)))
-    for parameter, tensor in named_parameters(model):
-        assert same_bits(tensor.detach(), by_build[parameter].detach()), parameter
+    assert not follows(make, recipe).escaped
 
 
 def test_a_recipe_s_wrong_std_is_found():
@@ -263,6 +242,12 @@ def test_mup_follows_the_width():
     assert torch.equal(again.hidden.weight, model.hidden.weight)
 
 
+def test_mup_is_a_value_too():
+    recipe = recipes.mup(base=MLP(64))
+    assert recipe == named(str(recipe)) == recipes.mup({name: one.shape for name, one in MLP(64).named_parameters()})
+    assert hash(recipe) == hash(named(str(recipe)))
+
+
 def test_mup_needs_a_base_with_the_same_parameters():
     model = MLP(64)
     with pytest.raises(ValueError, match=r"the base model of recipe mup has no parameter tokens\.weight"):
@@ -284,6 +269,7 @@ def test_recipes_are_values():
         assert getattr(recipes, name).__doc__ == function.__doc__
     with pytest.raises(TypeError, match="n_layers"):
         recipes.gpt2(n_layers=3)
+    assert {*recipes.__all__} == {*RECIPES}
 
 
 @pytest.mark.parametrize("text", ["gpt2(", "gpt2(n_layer=x)", "gpt2(1, 2, 3)", "gpt2(n=1)", "gpt2(1)(2)", "gpt2() + 1"])
@@ -329,3 +315,35 @@ def test_recipes_work_under_wrappers():
 def test_names_with_brackets():
     model = nn.ModuleDict({"a[0]": nn.Linear(3, 3), "b*": nn.Linear(3, 3)})
     fastinit.initialize(model, "torch_default", seed=SEED)
+
+
+def test_a_recipe_without_its_call():
+    model, expected = GPT(), GPT()
+    initialize(model, recipes.gpt2, seed=SEED)
+    initialize(expected, recipes.gpt2(), seed=SEED)
+    assert all(map(torch.equal, model.parameters(), expected.parameters()))
+
+
+def test_computed_weights_of_torch_s_modules():
+    model = nn.Sequential(
+        parametrizations.weight_norm(nn.Linear(30, 40)), parametrizations.weight_norm(nn.Conv1d(3, 4, 2))
+    )
+    initialize(model, "torch_default", seed=SEED)
+    expected = build(lambda: nn.Sequential(nn.Linear(30, 40), nn.Conv1d(3, 4, 2)), seed=SEED)
+    for ours, theirs in zip(model, expected, strict=True):
+        torch.testing.assert_close(ours.weight, theirs.weight)
+        assert same_bits(ours.bias.detach(), theirs.bias.detach())
+
+
+class GemmaRMSNorm(nn.Module):
+    """Multiplies by 1 + weight: ones would be another law."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(4))
+
+
+def test_norms_that_a_recipe_does_not_know_are_holes():
+    model = nn.ModuleDict({"linear": nn.Linear(4, 4), "norm": GemmaRMSNorm()})
+    with pytest.raises(RulesError, match=r"norm\.weight \(4,\): no rule matches it"):
+        initialize(model, recipes.llama(), seed=SEED)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..kernels.cpu.forms import Kernel
 
 OK, FAILED, MISUSED = 0, 1, 2
-MODULE, RULES = "what makes a torch.nn.Module", "rules, or a function that takes the module and returns them"
+CALLABLE, RULES = "a callable", "rules, or a function that takes the module and returns them"
 EXAMPLE = "fastinit compare torch.nn:Transformer --set d_model=256"
 
 
@@ -101,9 +101,7 @@ def add_models(commands: Any) -> None:
     audit.set_defaults(run=run_audit)
     how = init.add_mutually_exclusive_group(required=True)
     how.add_argument("--recipe", metavar="RECIPE", help="llama, 'gpt2(n_layer=12)', ...: see fastinit.recipes")
-    how.add_argument(
-        "--rules", metavar="MODULE:NAME", help="rules of your own, or a function that takes the module and returns them"
-    )
+    how.add_argument("--rules", metavar="MODULE:NAME", help=f"of your own: {RULES}")
     init.add_argument("--out", metavar="DIR", required=True, help="the folder, created if missing")
     init.add_argument("--dtype", metavar="DTYPE", help="of all floating-point parameters, as bfloat16")
     init.add_argument("--shard-size", metavar="SIZE", default="5GB", help="of a file at most (5GB)")
@@ -253,11 +251,11 @@ def built(target: str, settings: dict[str, Any]) -> torch.nn.Module:
     return module
 
 
-def found(target: str, wanted: str = MODULE) -> Any:
+def found(target: str, wanted: str = CALLABLE) -> Any:
     """The object of `MODULE:NAME`. Raises `Misuse` where there is none, or no callable where a module is to be made."""
     module_name, colon, path = target.partition(":")
     if not (module_name and colon and path):
-        example = f", as in `{EXAMPLE}`" if wanted is MODULE else ""
+        example = f", as in `{EXAMPLE}`" if wanted is CALLABLE else ""
         raise Misuse(f"expected MODULE:CALLABLE{example}; got {target!r}")
     if "" not in sys.path:
         sys.path.insert(0, "")  # what lies in the current folder counts, as it does for `python -m`
@@ -272,8 +270,8 @@ def found(target: str, wanted: str = MODULE) -> Any:
         result = functools.reduce(getattr, path.split("."), module)
     except AttributeError as error:
         raise Misuse(f"{module_name!r} has no {path!r}; expected {wanted} of that module") from error
-    if wanted is MODULE and not callable(result):
-        raise Misuse(f"{target} is not callable but {type(result).__name__}; expected {MODULE}")
+    if wanted is CALLABLE and not callable(result):
+        raise Misuse(f"{target} is not callable but {type(result).__name__}; expected what makes a torch.nn.Module")
     return result
 
 

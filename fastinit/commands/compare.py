@@ -28,7 +28,7 @@ from ..drawing.batch import batch
 from ..drawing.fill import fill
 from ..drawing.route import outside_contract
 from ..drawing.streams import Stream
-from ..drawing.tell import quiet
+from ..drawing.tell import bar, quiet
 from ..initialisers import table
 from ..kernels.dtypes import FORMATS
 from ..laws import Law, Normal
@@ -115,7 +115,7 @@ def compare(make: Callable[[], torch.nn.Module], *, seed: int = 0, repeat: int |
         memory, observed = {}, {}
         for side in SIDES:
             memory[side], observed[side] = watched(groups, side, seed, shown.update)
-        seconds, together = timed(groups, seed, repeat, bar)
+        seconds, together = timed(groups, seed, repeat, shown)
     rows = tuple(
         Row(
             group,
@@ -178,7 +178,7 @@ def prepare(groups: Sequence[Group]) -> float:
 
 
 def timed(
-    groups: Sequence[Group], seed: int, repeat: int | None, bar: Any
+    groups: Sequence[Group], seed: int, repeat: int | None, shown: Any
 ) -> tuple[dict[str, list[list[float]]], dict[str, list[float]]]:
     """The seconds of every group, in every pass of each side; and of all groups in one batch, and by stores alone.
 
@@ -189,13 +189,13 @@ def timed(
     cool, alone = limit.cooler(), limit.stores([call.tensor for group in groups for call in group.calls])
     passes, done = repeat or 1, 0
     while done < passes:
-        bar.total += 2 * len(groups)
+        shown.total += 2 * len(groups)
         if alone is not None:
             cool()
             together["stores"].append(once(alone, []))
         for side in SIDES:
             cool()
-            times[side].append(replay(groups, side, seed + done, bar.update))
+            times[side].append(replay(groups, side, seed + done, shown.update))
         torch.manual_seed(seed + done)
         cool()
         together["batch"].append(once(functools.partial(draw_together, groups), groups))

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .parts import gates, keep
-    from .values import Initializer, get, names
+    from .parts import gates, get, keep
+    from .values import Initializer, names
 
 __all__ = ["Initializer", "gates", "get", "keep", "names"]
 
@@ -23,7 +23,7 @@ def __getattr__(name: str) -> Any:
     from . import parts, values  # imported on first use
 
     if name in __all__:
-        return getattr(parts if hasattr(parts, name) else values, name)
+        return getattr(parts if name in ("gates", "get", "keep") else values, name)
     return values.factory(name)
 
 

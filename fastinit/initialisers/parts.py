@@ -105,15 +105,12 @@ def gates(layout: str, value: Any, **others: Any) -> Gates:
 
 
 def get(spec: Any) -> Value:
-    """The initialiser that `spec` means.
-
-    A value; a name, in snake or camel case ("he_normal", "he_normal_", "HeNormal"); a configuration; a factory; a
-    function of fastinit or its namesake in torch.nn.init, also with arguments bound to it by `functools.partial`.
-    Raises `ValueError` for a name that does not exist, `TypeError` for anything else.
-    """
+    """What `values.get` finds, and also `keep` and the configurations of gates."""
     if isinstance(spec, (Keep, Gates)):
         return spec
-    if spec is keep or spec == "keep" or (isinstance(spec, Mapping) and dict(spec) == keep().to_config()):
+    if spec is keep or (isinstance(spec, str) and spec in ("keep", "Keep")):
+        return keep()
+    if isinstance(spec, Mapping) and spec.get("name") == "keep" and len(spec) == 1:
         return keep()
     if isinstance(spec, Mapping) and spec.get("name") == "gates":
         try:

@@ -62,7 +62,7 @@ def initialize(
 
     Raises `RulesError` before anything is written, with all that is wrong: parameters without a rule, rules that match
     nothing, two parameters in the same memory, initialisers that do not suit a shape or dtype, parameters that are
-    lazy, sparse, quantised, without elements or without memory; `TypeError`, `ValueError` for objects that are not rules.
+    lazy, sparse, quantised, without elements or without memory; `TypeError`, `ValueError` for what are not rules.
     An exception of a rule's function leaves the model as it was, but for what the function wrote itself, other than by
     initialisers. Other threads had better not use torch's default generator meanwhile: it is seeded, and put back.
     """
