@@ -1,5 +1,8 @@
 """torch.nn.init, compiled: `import fastinit as init`."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from . import initialisers, random
 from .drawing.batch import batch
 from .drawing.flags import flag, use_engine
@@ -43,13 +46,8 @@ from .init import (
     zeros_,
 )
 from .models.accelerate import accelerate
-from .models.apply import apply
 from .models.audit import audit
 from .models.build import build
-from .models.checkpoint import write_checkpoint
-from .models.initialize import initialize
-from .models.meta import meta
-from .models.rules import Rule, RulesError
 from .samplers import bernoulli_, cauchy_, exponential_, geometric_, log_normal_, random_
 from .scaled import (
     depth_scaled_normal_,
@@ -66,6 +64,14 @@ from .scaled import (
 from .structured import convolution_orthogonal_, delta_orthogonal_, identity_
 from .version import VERSION
 
+if TYPE_CHECKING:
+    from .models import recipes
+    from .models.apply import apply
+    from .models.checkpoint import write_checkpoint
+    from .models.initialize import initialize
+    from .models.meta import meta
+    from .models.rules import Rule, RulesError
+
 __version__ = VERSION
 
 __all__ = [
@@ -81,4 +87,27 @@ __all__ = [
 
 # Every public function that fills a tensor has a value of its name; bits_ is no initialiser.
 initialisers.functions |= {name: globals()[name] for name in __all__ if name[-1] == "_" and name != "bits_"}
-from .models import recipes  # noqa: E402 (its rules are made of these values)
+
+# Imported when they are asked for, since few programs do.
+_LATER = {
+    "Rule": "models.rules",
+    "RulesError": "models.rules",
+    "apply": "models.apply",
+    "initialize": "models.initialize",
+    "meta": "models.meta",
+    "recipes": "models.recipes",
+    "write_checkpoint": "models.checkpoint",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f".{_LATER[name]}", __name__)
+    found = module if name == "recipes" else getattr(module, name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_LATER.keys() - globals().keys()]

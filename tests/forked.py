@@ -29,15 +29,22 @@ def main(code: str, environment: dict[str, str], outputs: tuple[str, str]) -> No
     exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
 
 
+def start(code: str, environment: dict[str, str], folder: Path) -> multiprocessing.process.BaseProcess:
+    """The process, which runs; what it writes is in the files `out` and `error` of that folder."""
+    outputs = (str(folder / "out"), str(folder / "error"))
+    process = servers.Process(target=main, args=(code, environment, outputs))
+    process.start()
+    return process
+
+
 def run(code: str, environment: dict[str, str], timeout: float = 300) -> tuple[int | None, str, str]:
     """The exit status (None after the timeout), what was written to standard output, and to standard error."""
     with tempfile.TemporaryDirectory() as folder:
-        outputs = tuple(str(Path(folder) / name) for name in ("out", "error"))
-        process = servers.Process(target=main, args=(code, environment, outputs))
-        process.start()
+        process = start(code, environment, Path(folder))
         process.join(timeout)
         status = process.exitcode
         if status is None:
             process.kill()
             process.join()
-        return status, *(Path(path).read_text() if Path(path).exists() else "" for path in outputs)
+        outputs = (Path(folder) / name for name in ("out", "error"))
+        return status, *(path.read_text() if path.exists() else "" for path in outputs)

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import forked
 import pytest
 import torch
 from common import digests, python, same_bits
@@ -79,9 +80,6 @@ def made() -> Net:
         model = Net()
     model.scale = nn.Parameter(torch.tensor(3.0))
     return model
-
-
-forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
 
 @pytest.fixture(autouse=True)
@@ -331,42 +329,39 @@ def test_from_pretrained(tmp_path, recipe, dtype):
 # --- whole, or not there ---------------------------------------------------------------------------
 
 
-def forked(act) -> int:
-    """The id of a child process that does this; its status is 1 if it raises."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            act()
-            status = 0
-        finally:
-            os._exit(status)
-    return child
+WRITE = """
+import time, torch, fastinit
+from pathlib import Path
+from fastinit.models import checkpoint
+checkpoint.PART = 512
+model = torch.nn.Sequential(*[torch.nn.Linear(40, 60) for _ in range(40)])
+Path({ready!r}).touch()
+fastinit.write_checkpoint(model, "torch_default", {folder!r}, seed=0, shard_size="20kB")
+"""
 
 
-@forks
-def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path, monkeypatch):
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path):
     """Twenty times, wherever it is then; the last run finds what the others have finished."""
-    monkeypatch.setattr(checkpoint, "PART", 512)
-    write = lambda folder: write_checkpoint(made(), RULES, folder, seed=SEED, shard_size="20kB")  # noqa: E731
-    write(tmp_path / "first")
-    begin = time.perf_counter()
-    write(tmp_path / "whole")
-    taken = time.perf_counter() - begin
+    folder, ready = tmp_path / "killed", tmp_path / "ready"
     moments, finished, kills = random.Random(3), set(), 0
+    python(WRITE.format(ready=str(ready), folder=str(tmp_path / "whole")))
     for _ in range(20):
-        child = forked(lambda: write(tmp_path / "killed"))
-        time.sleep(moments.uniform(0, taken / 4))
-        os.kill(child, signal.SIGKILL)
-        kills += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-        folder = tmp_path / "killed"
+        ready.unlink(missing_ok=True)
+        process = forked.start(WRITE.format(ready=str(ready), folder=str(folder)), {**os.environ}, tmp_path)
+        while not ready.exists() and process.is_alive():
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0, 0.02))
+        process.kill()
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
         final = {path.name for path in folder.glob("[!.]*")} if folder.exists() else set()
         assert finished <= final
         assert all((folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes() for name in final)
         finished = final
     assert kills >= 10
-    write(tmp_path / "killed")
-    assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
+    python(WRITE.format(ready=str(ready), folder=str(folder)))
+    assert digests(folder) == digests(tmp_path / "whole")
+    assert len(digests(folder)) == 21
 
 
 def test_what_is_finished_is_not_written_again(tmp_path):
@@ -428,14 +423,14 @@ def test_a_file_in_the_place_of_the_folder(tmp_path):
         write_checkpoint(made(), RULES, tmp_path / "file", seed=SEED)
 
 
-@forks
 def test_a_process_that_writes_there_is_not_disturbed(tmp_path):
     with files.locked(tmp_path):
         (tmp_path / ".model.safetensors.partial").write_bytes(b"theirs")
         with pytest.raises(BlockingIOError, match="another process is writing there"):
             write_checkpoint(made(), RULES, tmp_path, seed=SEED)
-        status = forked(lambda: write_checkpoint(made(), RULES, tmp_path, seed=SEED, shard_size="40kB"))
-        assert os.waitstatus_to_exitcode(os.waitpid(status, 0)[1]) == 1
+        with pytest.raises(AssertionError, match="another process is writing there"):
+            python(WRITE.format(ready=str(tmp_path / "ready"), folder=str(tmp_path)))
+        (tmp_path / "ready").unlink()
         assert (tmp_path / ".model.safetensors.partial").read_bytes() == b"theirs"
     write_checkpoint(made(), RULES, tmp_path, seed=SEED)
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
@@ -481,24 +476,18 @@ def test_a_disk_without_room_is_found_before(tmp_path, monkeypatch):
     assert not [*tmp_path.iterdir()]
 
 
-@forks
 def test_a_write_that_fails_leaves_nothing(tmp_path):
     """The system's own error, in the middle of a file: a limit on the size of files."""
-    read, write = os.pipe()
-
-    resource = pytest.importorskip("resource", reason="Windows has none")
-
-    def limited():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
-        try:
-            write_checkpoint(made(), RULES, tmp_path, seed=SEED)
-        except OSError as error:
-            os.write(write, errno.errorcode[error.errno].encode())
-
-    os.waitpid(forked(limited), 0)
-    assert os.read(read, 100) == b"EFBIG"
-    assert not [*tmp_path.iterdir()]
+    pytest.importorskip("resource", reason="Windows has none")
+    limit = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (15_000, 15_000))
+"""
+    (tmp_path / "out").mkdir()
+    with pytest.raises(AssertionError, match="File too large"):
+        python(limit + WRITE.format(ready=str(tmp_path / "ready"), folder=str(tmp_path / "out")))
+    assert not [*(tmp_path / "out").iterdir()]
 
 
 def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):

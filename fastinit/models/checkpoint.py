@@ -7,7 +7,6 @@ import functools
 import json
 import math
 import re
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -253,6 +252,8 @@ def index(shards: Sequence[list[Item]], planned: Sequence[files.File], about: di
 
 def configurations(model: Module, dtype: torch.dtype | None) -> dict[str, bytes]:
     """transformers' configurations of a model, as `save_pretrained` writes them."""
+    import tempfile
+
     texts: dict[str, bytes] = {}
     for prefix, module in walk(model):
         if not prefix and hasattr(getattr(module, "config", None), "save_pretrained"):

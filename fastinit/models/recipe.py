@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +26,7 @@ class Recipe:
     arguments: tuple[tuple[str, Any], ...] = ()
 
     def __call__(self, model: Module) -> list[Rule]:
+        """The rules for this model."""
         return [*RECIPES[self.name](model, **dict(self.arguments))]
 
     def __str__(self) -> str:
@@ -62,8 +62,12 @@ def plain(value: Any) -> Any:
 
 def named(text: str) -> Recipe:
     """The recipe of that name, with hyperparameters or without: "gpt2", "gpt2(n_layer=12)"."""
+    from . import recipes  # noqa: F401 (which registers them)
+
     name, bracket, _ = text.partition("(")
     if name not in RECIPES:
+        import difflib
+
         near = difflib.get_close_matches(name, RECIPES, 1)
         hint = f"; near it: {near[0]}" if near else f"; there are {', '.join(RECIPES)}"
         raise ValueError(f"there is no recipe {name!r}{hint}")

@@ -69,13 +69,15 @@ def is_bias(name: str, module: Module, parameter: Tensor) -> bool:
     return name.rpartition(".")[2] == "bias"
 
 
-NORMS = (Rule(norm_weight, ones(), True), Rule(norm_bias, zeros(), True))
+def norms() -> Iterator[Rule]:
+    yield Rule(norm_weight, ones(), True)
+    yield Rule(norm_bias, zeros(), True)
 
 
 def plain_transformer(model: Module, recipe: str, std: float | None) -> Iterator[Rule]:
     """Matrices and embeddings normal, biases zeros, normalisations the identity."""
     value = normal(std=hyperparameter(std, model, recipe, "std", "initializer_range", default=0.02))
-    yield from NORMS
+    yield from norms()
     yield Rule(linear_weight, value, True)
     yield Rule((nn.Embedding, "weight"), value, True)
     yield Rule(is_bias, zeros(), True)
@@ -164,7 +166,7 @@ def vit(model: Module, std: float = 0.02) -> Iterator[Rule]:
             yield Rule(exactly(name), constant(float(getattr(module, "init_values", 1e-5))))
         elif isinstance(module, nn.Conv2d):
             yield Rule(exactly(name), torch_values(module)[key])
-    yield from NORMS
+    yield from norms()
     yield Rule("*pos_embed", trunc_normal(std=std), True)
     for token in ("*cls_token", "*reg_token", "*dist_token"):
         yield Rule(token, normal(std=1e-6), True)
@@ -188,7 +190,7 @@ def resnet(model: Module, zero_last: bool = False) -> Iterator[Rule]:
             last = {"Bottleneck": "bn3", "BasicBlock": "bn2"}.get(type(module).__name__)
             if last is not None:
                 yield Rule(exactly(f"{joined(prefix, last)}.weight"), zeros())
-    yield from NORMS
+    yield from norms()
     yield Rule((nn.Conv2d, "weight"), kaiming_normal(mode="fan_out", nonlinearity="relu"))
     yield Rule((nn.Conv2d, "bias"), zeros(), True)
 
@@ -204,7 +206,7 @@ def mup(model: Module, base: Any, std: float = 0.02) -> Iterator[Rule]:
     zeros, norms ones.
     """
     shapes = dict(base)
-    yield from NORMS
+    yield from norms()
     for entry in entries(model):
         for name, module, _ in entry.homes if entry.is_drawn else ():
             if is_norm(module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -263,6 +262,8 @@ def described(entry: Entry) -> str:
 
 def nearest(where: Where, found: Sequence[Entry]) -> list[str]:
     """What a rule that matches nothing may have meant."""
+    import difflib
+
     homes = [home for entry in found for home in entry.homes]
     if isinstance(where, str):
         plain = where.replace("*", "").strip(".")
@@ -318,6 +319,8 @@ def known(model: Module, found: Sequence[Entry], only: Iterable[str]) -> set[str
 
 
 def near_name(name: str, names: Iterable[str]) -> str:
+    import difflib
+
     near = difflib.get_close_matches(name, [*names], 1)
     return f" (near it: {near[0]})" if near else ""
 

@@ -1,5 +1,5 @@
-"""PyInstaller's hook: engines are imported by name, when they are first asked for, so it cannot see them."""
+"""PyInstaller's hook: engines, and parts of `models`, are imported by name when they are asked for: it cannot see them."""
 
 from PyInstaller.utils.hooks import collect_submodules
 
-hiddenimports = collect_submodules("fastinit.kernels")
+hiddenimports = collect_submodules("fastinit.kernels") + collect_submodules("fastinit.models")
