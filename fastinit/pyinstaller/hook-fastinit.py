@@ -1,4 +1,4 @@
-"""PyInstaller's hook: engines, and parts of `models`, are imported by name when they are asked for: it cannot see them."""
+"""PyInstaller's hook: engines, and parts of `models`, are imported by name when they are asked for, unseen by it."""
 
 from PyInstaller.utils.hooks import collect_submodules
 
