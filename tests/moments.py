@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
+from typing import Any
 
+import pytest
 import torch
 from common import same_bits
 from torch import nn
 
-from fastinit import build, initialize
+from fastinit import Rule, RulesError, build, initialize
+from fastinit.initialisers import zeros
 from fastinit.models.report import Report
 from fastinit.models.walk import named_parameters, named_tensors
 
@@ -56,3 +60,28 @@ def follows(make: Callable[[], nn.Module], recipe: object) -> Report:
     for name, parameter in named_parameters(model):
         assert same_bits(parameter.detach(), by_build[name].detach()), name
     return report
+
+
+FAULTS = ("hole", "dead rule", "doubled")
+
+
+def is_found(fault: str, make: Callable[[], nn.Module], recipe: Callable[[nn.Module], list[Rule]]) -> None:
+    """Make a fault in a model, or in the rules of a recipe for it: it alone is told, and nothing is written."""
+    model = make()
+    rules: list[Any] = recipe(model)
+    if fault == "hole":
+        model.new = nn.Parameter(torch.ones(3))
+        text = "new (3,): no rule matches it"
+    elif fault == "dead rule":
+        rules = [*rules, ("*.new", zeros())]
+        text = f"rule {len(rules) - 1}, ('*.new', zeros()), matches nothing"
+    else:
+        model.twice = nn.Parameter(next(model.parameters()).detach()[:1])
+        rules = [("twice", zeros()), *rules]
+        text = "shares memory with"
+    before = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
+    with pytest.raises(RulesError, match=re.escape(text)) as caught:
+        initialize(model, rules, seed=SEED)
+    assert "1 problem;" in str(caught.value)
+    for name, tensor in model.named_parameters():
+        assert torch.equal(tensor.detach(), before[name]), name

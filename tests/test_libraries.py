@@ -10,7 +10,7 @@ import importlib
 import pytest
 import torch
 from common import python, same_bits
-from moments import MOST_Z, SEED, by_torch, distance, follows, worst
+from moments import FAULTS, MOST_Z, SEED, by_torch, distance, follows, is_found, worst
 from torch import nn
 
 from fastinit import accelerate, audit, build, initialize, recipes
@@ -62,6 +62,8 @@ def test_timm(name):
 def test_timm_by_recipe(name):
     timm = needed("timm")
     follows(lambda: timm.create_model(name), recipes.vit())
+    for fault in FAULTS:
+        is_found(fault, lambda: timm.create_model(name), recipes.vit())
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-import re
 
 import pytest
 import torch
 from common import same_bits
-from moments import MOST_Z, SEED, by_torch, follows, worst
+from moments import FAULTS, MOST_Z, SEED, by_torch, follows, is_found, worst
 from torch import nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
 
 import fastinit
 from fastinit import RulesError, build, initialize, recipes
-from fastinit.initialisers import keep, zeros
+from fastinit.initialisers import keep
 from fastinit.models.recipe import RECIPES, named
 
 # --- models of one's own -----------------------------------------------------------------------
@@ -175,28 +174,9 @@ def test_a_recipe_s_wrong_std_is_found():
 
 
 @pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("fault", ["hole", "dead rule", "doubled"])
+@pytest.mark.parametrize("fault", FAULTS)
 def test_faults_are_found_before_anything_is_written(name, fault):
-    make, recipe = ALL[name]
-    model = make()
-    rules = recipe(model)
-    if fault == "hole":
-        model.new = nn.Parameter(torch.ones(3))
-        text = "new (3,): no rule matches it"
-    elif fault == "dead rule":
-        rules = [*rules, ("*.new", zeros())]
-        text = f"rule {len(rules) - 1}, ('*.new', zeros()), matches nothing"
-    else:
-        whole = next(iter(model.parameters()))
-        model.twice = nn.Parameter(whole.detach()[:1])
-        rules = [("twice", zeros()), *rules]
-        text = "shares memory with"
-    before = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
-    with pytest.raises(RulesError, match=re.escape(text)) as caught:
-        initialize(model, rules, seed=SEED)
-    assert "1 problem;" in str(caught.value)
-    for parameter, tensor in model.named_parameters():
-        assert torch.equal(tensor.detach(), before[parameter]), parameter
+    is_found(fault, *ALL[name])
 
 
 def test_a_whole_transformer():

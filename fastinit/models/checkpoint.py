@@ -65,7 +65,7 @@ def write_checkpoint(
     folder: str | Path,
     *,
     seed: int,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     shard_size: int | str = "5GB",
     progress: bool | None = None,
 ) -> list[Path]:
@@ -79,20 +79,20 @@ def write_checkpoint(
     its initialiser, or a digest of what no initialiser can make again (what is kept, what functions drew).
 
     A file has its final name when it is complete. What an earlier call with the same arguments has finished is
-    left, so that a call that was killed is taken up by the next one. Raises `RulesError` and what else `initialize`
+    left, so that the next call resumes one that was killed. Raises `RulesError` and what else `initialize`
     raises (also for weights that parametrisations compute), `FileExistsError` where other weights lie in the folder,
     `BlockingIOError` where another process writes there, `OSError` where the disk is full: before anything is written,
     or with what was unfinished removed.
     """
-    seed, dtype, folder = Stream(seed).seed, floating(dtype), Path(folder)
+    seed, kind, folder = Stream(seed).seed, floating(dtype), Path(folder)
     found = matched(model, rules, saved=True)
     found.problems += [f"{described(one.entry)}: {COMPUTED}" for one in found.assigned if one.entry.assign is not None]
-    found.problems += unknown_to_safetensors(found, dtype)
-    judge(model, found, torch.device("cpu"), dtype)
+    found.problems += unknown_to_safetensors(found, kind)
+    judge(model, found, torch.device("cpu"), kind)
     about = {"version": VERSION, "contract": CONTRACT, "seed": seed, "rules": rules_text(rules, found)}
-    shards = [*sharded([*items_of(found, dtype)], bytes_in(shard_size))]
+    shards = [*sharded([*items_of(found, kind)], bytes_in(shard_size))]
     with files.locked(folder):
-        return write(model, shards, about, aliases_of(found), folder, seed, dtype, progress)
+        return write(model, shards, about, aliases_of(found), folder, seed, kind, progress)
 
 
 def write(
@@ -110,10 +110,10 @@ def write(
     texts = {**configurations(model, dtype), **index(shards, planned, about)}
     left = files.unfinished(folder, planned, texts)
     total = sum(file.size - len(file.head) for file in left)
-    with bar(total, "writing", progress, "B") as shown_one:
+    with bar(total, "writing", progress, "B") as meter:
         for file, items in zip(planned, shards, strict=True):
             if file in left:
-                with files.written(folder, file, PART, shown_one.update) as writer:
+                with files.written(folder, file, PART, meter.update) as writer:
                     for item in items:
                         send(model, item, seed, writer)
     for name, content in texts.items():  # the index last: without it there is no checkpoint

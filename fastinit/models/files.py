@@ -200,7 +200,9 @@ def complete(folder: Path, name: str) -> Iterator[int]:
         finally:
             os.close(descriptor)
         path.replace(folder / name)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # which writing does not know
         with suppress(OSError):
             path.unlink()
         raise

@@ -42,7 +42,7 @@ def initialize(
     seed: int,
     fast: bool | None = None,
     device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     progress: bool | None = None,
     only: Iterable[str] | None = None,
 ) -> Report:
@@ -66,11 +66,11 @@ def initialize(
     An exception of a rule's function leaves the model as it was, but for what the function wrote itself, other than by
     initialisers. Other threads had better not use torch's default generator meanwhile: it is seeded, and put back.
     """
-    seed, dtype, place = Stream(seed).seed, floating(dtype), memory_on(device)
+    seed, kind, place = Stream(seed).seed, floating(dtype), memory_on(device)
     found = matched(model, rules, only)
-    judge(model, found, place, dtype, fast)
+    judge(model, found, place, kind, fast)
     written = [one for one in found.assigned if not isinstance(one.what, Keep)]
-    with laid_out(found, place, dtype), drawing(model, seed) as (block, report):
+    with laid_out(found, place, kind), drawing(model, seed) as (block, report):
         draw(block, written, seed, fast, progress)
     for one in written:
         if has_memory(one.entry.tensor):
@@ -273,14 +273,14 @@ def draw(block: Block, written: Sequence[Match], seed: int, fast: bool | None, p
                 block.off(within, (), set_computed, entry, value, seed, fast)
     values = [(entry, value) for entry, value in values if entry.assign is None and id(entry.tensor) not in own]
     total = sum(entry.tensor.numel() for entry, _ in values)
-    with bar(total, "drawing", progress) as shown_one:
+    with bar(total, "drawing", progress) as meter:
         size = 0
         for entry, value in values:
             fill(entry, value, seed, fast)
             size += entry.tensor.numel()
             if size >= GROUP or entry is values[-1][0]:
                 block.off(within, (), block.deferred.do)
-                shown_one.update(size)
+                meter.update(size)
                 size = 0
 
 
