@@ -334,23 +334,28 @@ import time, torch, fastinit
 from pathlib import Path
 from fastinit.models import checkpoint
 checkpoint.PART = 512
-model = torch.nn.Sequential(*[torch.nn.Linear(40, 60) for _ in range(40)])
+def write(folder, layers):
+    model = torch.nn.Sequential(*[torch.nn.Linear(40, 60) for _ in range(layers)])
+    fastinit.write_checkpoint(model, "torch_default", folder, seed=0, shard_size="20kB")
+write({ready!r} + "-warm", 2)  # what a process does once takes longer than all that follows
 Path({ready!r}).touch()
-fastinit.write_checkpoint(model, "torch_default", {folder!r}, seed=0, shard_size="20kB")
+begin = time.perf_counter()
+write({folder!r}, 200)
+print(time.perf_counter() - begin)
 """
 
 
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path):
-    """Twenty times, wherever it is then; the last run finds what the others have finished."""
+    """Ten times, wherever it is then; the last run finds what the others have finished. (Slow: the command, twenty.)"""
     folder, ready = tmp_path / "killed", tmp_path / "ready"
-    moments, finished, kills = random.Random(3), set(), 0
-    python(WRITE.format(ready=str(ready), folder=str(tmp_path / "whole")))
-    for _ in range(20):
-        ready.unlink(missing_ok=True)
+    moments, finished, kills, counts = random.Random(3), set(), 0, []
+    taken = float(python(WRITE.format(ready=str(ready), folder=str(tmp_path / "whole"))))
+    for _ in range(10):
+        ready.unlink()
         process = forked.start(WRITE.format(ready=str(ready), folder=str(folder)), {**os.environ}, tmp_path)
         while not ready.exists() and process.is_alive():
             time.sleep(0.001)
-        time.sleep(moments.uniform(0, 0.02))
+        time.sleep(moments.uniform(0, taken / 4))
         process.kill()
         process.join()
         kills += process.exitcode == -signal.SIGKILL
@@ -358,10 +363,12 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path):
         assert finished <= final
         assert all((folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes() for name in final)
         finished = final
-    assert kills >= 10
+        counts.append(len(final))
+    assert kills >= 5
+    assert len({*counts}) >= 3, counts  # some were in the middle
     python(WRITE.format(ready=str(ready), folder=str(folder)))
     assert digests(folder) == digests(tmp_path / "whole")
-    assert len(digests(folder)) == 21
+    assert len(digests(folder)) == 101
 
 
 def test_what_is_finished_is_not_written_again(tmp_path):
@@ -429,8 +436,7 @@ def test_a_process_that_writes_there_is_not_disturbed(tmp_path):
         with pytest.raises(BlockingIOError, match="another process is writing there"):
             write_checkpoint(made(), RULES, tmp_path, seed=SEED)
         with pytest.raises(AssertionError, match="another process is writing there"):
-            python(WRITE.format(ready=str(tmp_path / "ready"), folder=str(tmp_path)))
-        (tmp_path / "ready").unlink()
+            python(WRITE.format(ready=str(tmp_path.parent / "ready"), folder=str(tmp_path)))
         assert (tmp_path / ".model.safetensors.partial").read_bytes() == b"theirs"
     write_checkpoint(made(), RULES, tmp_path, seed=SEED)
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
@@ -484,9 +490,9 @@ import resource, signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (15_000, 15_000))
 """
-    (tmp_path / "out").mkdir()
+    limited = WRITE.replace("begin =", limit + "begin =", 1)
     with pytest.raises(AssertionError, match=r"File too large: .*\.safetensors"):
-        python(limit + WRITE.format(ready=str(tmp_path / "ready"), folder=str(tmp_path / "out")))
+        python(limited.format(ready=str(tmp_path / "ready"), folder=str(tmp_path / "out")))
     assert not [*(tmp_path / "out").iterdir()]
 
 
