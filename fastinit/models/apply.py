@@ -9,9 +9,9 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from ..initialisers.parts import Gates, Keep
 from ..initialisers.values import Initializer
-from .entries import Entry, entries
-from .initialize import empty_weight, judge, pad
-from .rules import Matched, Pairs, What, judged
+from .entries import entries
+from .initialize import judge, write
+from .rules import Matched, Pairs, judged
 
 Module = torch.nn.Module
 
@@ -41,23 +41,8 @@ def apply(rules: Pairs) -> Callable[[Module], None]:
         found = Matched(given, entries(module, deep=False))
         judge(module, found)
         for one in found.assigned:
-            write(one.entry, one.what)
+            what = one.what
+            if not isinstance(what, Keep):
+                write(one.entry, what.fill if isinstance(what, (Initializer, Gates)) else what)
 
     return init
-
-
-def write(entry: Entry, what: What) -> None:
-    if isinstance(what, Keep):
-        return
-    with torch.no_grad():
-        tensor = entry.tensor
-        if entry.assign is not None:
-            tensor = empty_weight(entry)
-        if isinstance(what, (Initializer, Gates)):
-            what.fill(tensor)
-        else:
-            what(tensor)
-        if entry.assign is not None:
-            entry.assign(tensor)
-        else:
-            pad(entry, tensor)

@@ -17,20 +17,19 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from ..drawing.batch import at_once, settle, unseen
-from ..drawing.regions import rows, shard
+from ..drawing.regions import shard
 from ..drawing.streams import CONTRACT, Stream
 from ..drawing.tell import bar, quiet
-from ..init import zeros_
 from ..initialisers.operators import whole as drawn_whole
 from ..initialisers.parts import Gates, Keep
 from ..initialisers.values import Initializer
 from ..version import VERSION
 from . import files
 from .entries import Entry
-from .initialize import changed, draw, drawing, floating, is_torchs, judge, place_in
+from .initialize import changed, draw, drawing, floating, is_torchs, judge, pad, place_in
 from .recipe import Recipe
 from .rules import Match, Matched, Rules, described, matched, shown
-from .walk import walk
+from .walk import alike, walk
 
 Module = torch.nn.Module
 FORMAT, ABOUT, METADATA = "format", "fastinit", "__metadata__"  # names in a header
@@ -277,9 +276,9 @@ def send(model: Module, item: Item, seed: int, writer: files.Writer) -> None:
     """Have a writer write a tensor."""
     what = None if item.by is None else item.by.what
     if isinstance(what, (Initializer, Gates)) and in_parts(what) and not is_torchs(item.entry.tensor, item.dtype, None):
-        stream, row = Stream.named(item.entry.name, seed), item.entry.padding()
+        stream = Stream.named(item.entry.name, seed)
         for offset, size in boxes(item.shape, PART // item.dtype.itemsize):
-            fill = functools.partial(fill_box, item, what, stream, row, offset, size)
+            fill = functools.partial(fill_box, item, what, stream, offset, size)
             writer.draw(math.prod(size) * item.dtype.itemsize, fill)
         return
     with whole(model, item, seed) as tensor:
@@ -304,8 +303,7 @@ def whole(model: Module, item: Item, seed: int) -> Iterator[Tensor]:
     entry, before = item.entry, item.entry.tensor
     memory = torch.empty(item.shape, dtype=item.dtype, device="cpu")
     try:
-        place_in(entry, torch.nn.Parameter(memory, before.requires_grad) if entry.is_parameter else memory)
-        entry.tensor.__dict__.update(vars(before))  # flags
+        place_in(entry, alike(before, memory))
         with drawing(model, seed) as (block, _):
             draw(block, [item.by], seed, None, False)
         yield entry.tensor.detach()
@@ -318,7 +316,6 @@ def fill_box(
     item: Item,
     what: Initializer | Gates,
     stream: Stream,
-    row: int | None,
     offset: tuple[int, ...],
     size: tuple[int, ...],
     memory: Tensor,
@@ -327,8 +324,7 @@ def fill_box(
     part = shard(memory.view(item.dtype).view(size), item.shape, offset)
     with quiet():
         at_once(what.fill, part, stream=stream)  # whatever blocks are open: another thread reads it
-        if row is not None:
-            at_once(zeros_, rows(part, row, row + 1))
+        at_once(pad, item.entry, part)
 
 
 def boxes(shape: tuple[int, ...], most: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:

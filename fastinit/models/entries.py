@@ -49,11 +49,6 @@ class Entry:
     def is_parameter(self) -> bool:
         return self.homes[0].key in self.homes[0].module._parameters
 
-    @property
-    def is_drawn(self) -> bool:
-        """Whether rules have to be for it: a parameter, or a computed weight in place of what it is from."""
-        return not self.aside
-
     def padding(self) -> int | None:
         """The row that stands for padding, of an embedding."""
         for _, module, key in self.homes:

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from ..drawing import flags
 from ..drawing.batch import within
-from ..drawing.regions import rows, shard
+from ..drawing.regions import Target, rows, shard
 from ..drawing.route import may_overlap
 from ..drawing.streams import Stream
 from ..drawing.tell import bar, quiet
@@ -28,7 +28,7 @@ from .entries import Entry
 from .overlaps import overlaps
 from .report import Assignment, Report
 from .rules import Match, Matched, Rule, Rules, RulesError, check, described, matched, shown
-from .walk import has_memory
+from .walk import alike, has_memory
 
 Module = torch.nn.Module
 GROUP = 1 << 28  # elements that are drawn together: long enough for all threads, short enough for a bar
@@ -119,8 +119,7 @@ def judge(
             problem = "is on the meta device, so there is nothing to keep"
         if problem is not None:
             problems.append(f"{described(one.entry)} {problem}")
-    kept = {id(one.entry) for one in found.assigned if isinstance(one.what, Keep)}
-    problems += overlaps(found.entries, {id(one.entry) for one in found.assigned} - kept)
+    problems += overlaps(found.entries, {id(one.entry) for one in found.assigned if not isinstance(one.what, Keep)})
     check(model, problems)
 
 
@@ -223,11 +222,8 @@ def exchange(entry: Entry, new: Tensor) -> None:
     old = entry.tensor
     if entry.is_parameter and not old.is_meta:
         old.data = new
-        return
-    if entry.is_parameter:
-        new = torch.nn.Parameter(new, requires_grad=old.requires_grad)
-        new.__dict__.update(vars(old))
-    place_in(entry, new)
+    else:
+        place_in(entry, alike(old, new))
 
 
 def place_in(entry: Entry, tensor: Tensor) -> None:
@@ -259,18 +255,18 @@ def draw(block: Block, written: Sequence[Match], seed: int, fast: bool | None, p
     torch's default CPU generator is seeded for each tensor by its name, for what torch draws itself.
     """
     values = [(one.entry, one.what) for one in written if isinstance(one.what, (Initializer, Gates))]
-    computed = [one.entry for one in written if one.entry.assign is not None]
-    with restored([entry.how for entry in computed if entry.how is not None]):
-        own = {id(one) for entry in computed if entry.how is not None for one in entry.how.parameters()}
+    hows = [one.entry.how for one in written if one.entry.how is not None]
+    own = {id(parameter) for how in hows for parameter in how.parameters()}  # which come first
+    with restored(hows):
         for entry, value in values:
-            if id(entry.tensor) in own:  # a parametrisation's own
+            if id(entry.tensor) in own:
                 block.off(within, (), fill, entry, value, seed, fast)
         for one in written:
             if not isinstance(one.what, (Initializer, Gates, Keep)):
                 by_function(block, one.entry, one.what, seed)
         for entry, value in values:
             if entry.assign is not None:
-                block.off(within, (), set_computed, entry, value, seed, fast)
+                block.off(within, (), fill, entry, value, seed, fast)
     values = [(entry, value) for entry, value in values if entry.assign is None and id(entry.tensor) not in own]
     total = sum(entry.tensor.numel() for entry, _ in values)
     with bar(total, "drawing", progress) as meter:
@@ -292,57 +288,57 @@ def seeded_by(entry: Entry, seed: int) -> Stream:
 
 
 def fill(entry: Entry, value: Initializer | Gates, seed: int, fast: bool | None) -> None:
-    """By a value. The stream is chosen by name when it is drawn, as that of whatever a block draws into the model."""
-    stream, tensor, generator = seeded_by(entry, seed), entry.tensor, None
-    if fast is False or tensor.dtype not in FORMATS:
-        generator = torch.Generator(tensor.device).manual_seed(stream.id)
-    try:
-        value.fill(tensor, generator=generator, fast=fast)
-    except (RuntimeError, TypeError, ValueError) as error:  # what torch says only of memory
-        raise RulesError(f"{described(entry)} {said_by(value, error)}") from error
-    pad(entry, tensor)
+    """By a value. Its stream is chosen by name when it is drawn, as that of whatever a block draws into the model."""
+    stream = seeded_by(entry, seed)
 
+    def by_value(tensor: Tensor) -> None:
+        by_torch = is_torchs(tensor, tensor.dtype, fast)
+        generator = torch.Generator(tensor.device).manual_seed(stream.id) if by_torch else None
+        new = entry.assign is not None and not by_torch  # a weight that is not the model's yet, and has no name
+        try:
+            value.fill(tensor, generator=generator, fast=fast, stream=stream if new else None)
+        except (RuntimeError, TypeError, ValueError) as error:  # what torch says only of memory
+            raise RulesError(f"{described(entry)} {said_by(value, error)}") from error
 
-def pad(entry: Entry, tensor: Tensor) -> None:
-    """Write the zeros that stand for padding."""
-    row = entry.padding()
-    if row is not None:
-        with torch.no_grad():
-            zeros_(rows(tensor, row, row + 1))
+    write(entry, by_value)
 
 
 def by_function(block: Block, entry: Entry, function: Callable[[Tensor], object], seed: int) -> None:
     """By a function of the user's, which has to write all of the tensor."""
-    coverage, tensor = Coverage(), entry.tensor
     seeded_by(entry, seed)
-    with block.covered(coverage), torch.no_grad():
-        if entry.assign is not None:
-            tensor = empty_weight(entry)
-        block.off(functools.partial(coverage.made, tensor))  # `off` takes tensors among arguments for written
-        function(tensor)
-        missed = block.off(functools.partial(coverage.misses, tensor))
+
+    def checked(tensor: Tensor) -> None:
+        coverage = Coverage()
+        with block.covered(coverage):
+            block.off(functools.partial(coverage.made, tensor))  # `off` takes tensors among arguments for written
+            function(tensor)
+            missed = block.off(functools.partial(coverage.misses, tensor))
         if missed:
             what = f"{shown(function)} returned without having written all of it, in place"
             raise RulesError(f"{described(entry)}: {what}")
-        pad(entry, tensor)
-        if entry.assign is not None:
-            entry.assign(tensor)
+
+    write(entry, checked)
 
 
-def empty_weight(entry: Entry) -> Tensor:
-    """Memory for a weight that is computed, as that of what it is computed from."""
-    part = entry.parts[0].tensor
-    return torch.empty(entry.tensor.shape, dtype=part.dtype, device=part.device)
-
-
-def set_computed(entry: Entry, value: Initializer | Gates, seed: int, fast: bool | None) -> None:
-    """Set a weight that is computed from other parameters."""
-    stream, weight = seeded_by(entry, seed), empty_weight(entry)
-    value.fill(weight, fast=fast, stream=None if is_torchs(weight, weight.dtype, fast) else stream)
-    pad(entry, weight)
-    if entry.assign is not None:
-        with torch.no_grad():
+def write(entry: Entry, fill_in: Callable[[Tensor], object]) -> None:
+    """Have a tensor filled, but for zeros that stand for padding; or a new weight, to which a computed one is set."""
+    with torch.no_grad():
+        if entry.assign is None:
+            fill_in(entry.tensor)
+            pad(entry, entry.tensor)
+        else:
+            part = entry.parts[0].tensor
+            weight = torch.empty(entry.tensor.shape, dtype=part.dtype, device=part.device)
+            fill_in(weight)
             entry.assign(weight)
+
+
+def pad(entry: Entry, target: Target) -> None:
+    """Write the zeros that stand for padding, into a tensor of the entry's or a part of one."""
+    row = entry.padding()
+    if row is not None:
+        with torch.no_grad():
+            zeros_(rows(target, row, row + 1))
 
 
 @contextlib.contextmanager

@@ -11,6 +11,8 @@ import torch
 from torch.nn.parameter import is_lazy
 from torch.utils.weak import WeakIdKeyDictionary
 
+from .walk import alike
+
 
 @contextmanager
 def meta() -> Iterator[None]:
@@ -26,9 +28,7 @@ def meta() -> Iterator[None]:
         if threading.get_ident() != thread or parameter is None or parameter.is_meta or is_lazy(parameter):
             return None
         if parameter not in seen:
-            made = torch.nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
-            made.__dict__.update(vars(parameter))
-            seen[parameter] = made
+            seen[parameter] = alike(parameter, torch.empty_like(parameter.detach(), device="meta"))
         found: torch.nn.Parameter = seen[parameter]
         return found
 

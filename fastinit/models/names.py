@@ -21,8 +21,12 @@ class Place(NamedTuple):
     offset: int
     shape: torch.Size
     stride: tuple[int, ...]
-    reach: int
     dtype: torch.dtype
+
+    @property
+    def reach(self) -> int:
+        """See `runs.reach`."""
+        return reach(self.shape, self.stride)
 
     def holds(self, fill: Fill) -> bool:
         """Whether what a fill writes lies between the tensor's first and last elements."""
@@ -70,8 +74,7 @@ class Names:
         for name, tensor in named_tensors(self.model):
             if has_memory(tensor):
                 storage = tensor.untyped_storage()
-                at, dtype = int(tensor.storage_offset()), tensor.dtype
-                place = Place(name, at, tensor.shape, tensor.stride(), reach(tensor.shape, tensor.stride()), dtype)
+                place = Place(name, int(tensor.storage_offset()), tensor.shape, tensor.stride(), tensor.dtype)
                 self.places.setdefault(key_in(storage), (reference(storage), []))[1].append(place)
 
     def place_of(self, fill: Fill, storage: UntypedStorage) -> Place | None:

@@ -27,18 +27,18 @@ class Recipe:
 
     def __call__(self, model: Module) -> list[Rule]:
         """The rules for this model."""
-        return [*RECIPES[self.name](model, **dict(self.arguments))]
+        rules: Callable[..., Iterator[Rule]] = inspect.unwrap(RECIPES[self.name])
+        return [*rules(model, **dict(self.arguments))]
 
     def __str__(self) -> str:
         return f"{self.name}({', '.join(f'{key}={value!r}' for key, value in self.arguments)})"
 
 
-RECIPES: dict[str, Callable[..., Iterator[Rule]]] = {}
+RECIPES: dict[str, Callable[..., Recipe]] = {}  # what binds hyperparameters, by name
 
 
 def recipe(function: Callable[Concatenate[Module, P], Iterator[Rule]]) -> Callable[P, Recipe]:
     """Register a recipe; returns a factory that binds its hyperparameters."""
-    RECIPES[function.__name__] = function
     _, *hyperparameters = inspect.signature(function).parameters.values()
     signature = inspect.Signature(hyperparameters)
 
@@ -47,7 +47,8 @@ def recipe(function: Callable[Concatenate[Module, P], Iterator[Rule]]) -> Callab
         bound = signature.bind(*args, **kwargs).arguments
         return Recipe(function.__name__, tuple((key, plain(value)) for key, value in bound.items()))
 
-    make.__signature__, make.recipe = signature, function.__name__  # type: ignore[attr-defined]
+    make.__signature__ = signature  # type: ignore[attr-defined]
+    RECIPES[function.__name__] = make
     return make
 
 
@@ -58,6 +59,13 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return tuple((name, tuple(shape)) for name, shape in value.items())
     return value
+
+
+def found(given: Any) -> Any:
+    """The recipe that is meant by its name, or by what makes it without a call; anything else as it is."""
+    if isinstance(given, str):
+        return named(given)
+    return given() if any(given is make for make in RECIPES.values()) else given
 
 
 def named(text: str) -> Recipe:
@@ -75,10 +83,9 @@ def named(text: str) -> Recipe:
         return Recipe(name)
     try:
         _, args, kwargs = literal_call(text)
-        bound = inspect.signature(RECIPES[name]).bind(None, *args, **kwargs).arguments
+        return RECIPES[name](*args, **kwargs)
     except (ValueError, TypeError) as error:
         raise ValueError(f"a recipe is written as gpt2(n_layer=12), got {text!r} ({error})") from None
-    return Recipe(name, tuple((key, plain(value)) for key, value in [*bound.items()][1:]))
 
 
 def literal_call(text: str) -> tuple[str, list[Any], dict[str, Any]]:

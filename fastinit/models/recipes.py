@@ -161,7 +161,7 @@ def vit(model: Module, std: float = 0.02) -> Iterator[Rule]:
     Dosovitskiy et al. 2021; `init_weights_vit_timm` and `VisionTransformer.init_weights` of timm. Layer scales keep
     the number that they were made with.
     """
-    for name, module, key in owned(model):
+    for (name, module, key), _ in owned(model):
         if type(module).__name__ == "LayerScale":
             yield Rule(exactly(name), constant(float(getattr(module, "init_values", 1e-5))))
         elif isinstance(module, nn.Conv2d):
@@ -182,7 +182,7 @@ def resnet(model: Module, zero_last: bool = False) -> Iterator[Rule]:
     `zero_last`: the last normalisation of each residual branch is zeros (Goyal et al. 2017), as `zero_init_residual` of
     torchvision and `zero_init_last` of timm, which has it by default.
     """
-    for name, module, key in owned(model):
+    for (name, module, key), _ in owned(model):
         if isinstance(module, nn.Linear):
             yield Rule(exactly(name), torch_values(module)[key])
     if zero_last:
@@ -207,17 +207,16 @@ def mup(model: Module, base: Any, std: float = 0.02) -> Iterator[Rule]:
     """
     shapes = dict(base)
     yield from norms()
-    for entry in entries(model):
-        for name, module, _ in entry.homes if entry.is_drawn else ():
-            if is_norm(module):
-                continue
-            if entry.tensor.dim() < 2:
-                yield Rule(exactly(name), zeros())
-                continue
-            shape = tuple(entry.tensor.shape)
-            if len(shapes.get(name, ())) != len(shape):
-                raise ValueError(f"the base model of recipe mup has no parameter {name} of {len(shape)} dimensions")
-            yield Rule(exactly(name), by_width(module, shape, shapes[name], std))
+    for (name, module, _), tensor in owned(model):
+        shape = tuple(tensor.shape)
+        if is_norm(module):
+            continue
+        if len(shape) < 2:
+            yield Rule(exactly(name), zeros())
+            continue
+        if len(shapes.get(name, ())) != len(shape):
+            raise ValueError(f"the base model of recipe mup has no parameter {name} of {len(shape)} dimensions")
+        yield Rule(exactly(name), by_width(module, shape, shapes[name], std))
 
 
 def by_width(module: Module, shape: Sequence[int], base: Sequence[int], std: float) -> Any:
@@ -239,18 +238,17 @@ def torch_default(model: Module) -> Iterator[Rule]:
     that they start alike, biases included; here each is drawn by its own name.)
     """
     whole = tuple(joined(prefix, "") for prefix, module in walk(model) if isinstance(module, nn.Transformer))
-    for entry in entries(model):
-        for name, module, key in entry.homes if entry.is_drawn else ():
-            values = torch_values(module)
-            if whole and name.startswith(whole) and entry.tensor.dim() > 1:
-                yield Rule(exactly(name), xavier_uniform())
-            elif key in values:
-                yield Rule(exactly(name), values[key])
+    for (name, module, key), tensor in owned(model):
+        values = torch_values(module)
+        if whole and name.startswith(whole) and tensor.dim() > 1:
+            yield Rule(exactly(name), xavier_uniform())
+        elif key in values:
+            yield Rule(exactly(name), values[key])
 
 
-def owned(model: Module) -> Iterator[Home]:
-    """Every name of a model's parameters, and of the weights that are computed from some of them."""
-    return (home for entry in entries(model) if entry.is_drawn for home in entry.homes)
+def owned(model: Module) -> Iterator[tuple[Home, Tensor]]:
+    """A model's parameters by every name that they have; computed weights in place of what they are computed from."""
+    return ((home, entry.tensor) for entry in entries(model) if not entry.aside for home in entry.homes)
 
 
 def exactly(name: str) -> str:

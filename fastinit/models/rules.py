@@ -68,11 +68,9 @@ def shown(part: Any) -> str:
 
 def rules_of(given: Rules, model: Module) -> list[Rule]:
     """The rules that are given, for this model. Raises `TypeError` and `ValueError` for what are none, all at once."""
-    name = given if isinstance(given, str) else getattr(given, "recipe", None)  # gpt2 in place of gpt2()
-    if name is not None:
-        from .recipe import named
+    from .recipe import found
 
-        given = named(name)
+    given = found(given)
     if callable(given):
         given = given(model)
     return judged(given)
@@ -296,26 +294,25 @@ def matched(model: Module, rules: Rules, only: Iterable[str] | None = None, save
     if not isinstance(model, Module):
         raise TypeError(f"rules are for a torch.nn.Module, got {type(model).__name__}")
     found = entries(model)
-    if only is not None and (isinstance(only, str) or not isinstance(only, Iterable)):
-        raise TypeError(f"only is a list of names, such as load_state_dict(...).missing_keys; got {only!r}")
-    given = None if only is None else known(model, found, [*only])
+    given = None if only is None else known(model, found, only)
     return Matched(rules_of(rules, model), found, given, saved)
 
 
-def known(model: Module, found: Sequence[Entry], only: Iterable[str]) -> set[str]:
+def known(model: Module, found: Sequence[Entry], only: Any) -> set[str]:
     """These names without wrappers' prefixes, which those of a wrapped model's `state_dict` have."""
+    asked: list[Any] = [only] if isinstance(only, str) or not isinstance(only, Iterable) else [*only]
+    if isinstance(only, str) or not all(isinstance(name, str) for name in asked):
+        raise TypeError(f"only is a list of names, such as load_state_dict(...).missing_keys; got {only!r}")
     names = {home.name: home.name for entry in found for home in entry.homes}
     first = {id(entry.tensor): entry.name for entry in found}
     for own in (model.named_parameters, model.named_buffers):
         names |= {name: first[id(one)] for name, one in own(remove_duplicate=False) if name not in names}
-    if not all(isinstance(name, str) for name in only):
-        raise TypeError(f"only is a list of names, such as load_state_dict(...).missing_keys; got {only!r}")
-    if unknown := [name for name in only if name not in names]:
+    if unknown := [name for name in asked if name not in names]:
         raise RulesError(
             f"only= names tensors that {type(model).__name__} does not have: "
             + ", ".join(f"{name!r}{near_name(name, names)}" for name in unknown[:MOST_SHOWN])
         )
-    return {names[name] for name in only}
+    return {names[name] for name in asked}
 
 
 def near_name(name: str, names: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .audit import MOST_Z, SAME, Audit, Finding, Row
@@ -28,17 +29,24 @@ def plural(number: int, one: str, many: str | None = None) -> str:
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
-def table(audit: Audit) -> Table:
-    """A row for each parameter, two lines a row."""
+def columns(texts: Sequence[str], numbers: Sequence[str]) -> Table:
+    """A table without rows, with columns of these headers."""
     from rich import box
-    from rich.markup import escape
     from rich.table import Table
 
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
-    for header in ("parameter", "law\ndrawn by"):
+    for header in texts:
         shown.add_column(header, overflow="fold")
-    for header in ("expected\nmean, std", "observed\nmean, std", "min\nmax", "z"):
+    for header in numbers:
         shown.add_column(header, justify="right")
+    return shown
+
+
+def table(audit: Audit) -> Table:
+    """A row for each parameter, two lines a row."""
+    from rich.markup import escape
+
+    shown = columns(("parameter", "law\ndrawn by"), ("expected\nmean, std", "observed\nmean, std", "min\nmax", "z"))
     for row in audit.rows:
         name = escape(row.name) if not row.findings else f"[{colour(row)}]{escape(row.name)}[/]"
         shown.add_row(
@@ -108,15 +116,9 @@ def lines(audit: Audit) -> list[Text]:
 
 def assignments(report: Report) -> Table:
     """A row for each rule: what it says, for how many parameters and elements, and for which first."""
-    from rich import box
     from rich.markup import escape
-    from rich.table import Table
 
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
-    for header in ("rule", "first parameter"):
-        shown.add_column(header, overflow="fold")
-    for header in ("parameters", "elements"):
-        shown.add_column(header, justify="right")
+    shown = columns(("rule", "first parameter"), ("parameters", "elements"))
     rules: dict[str, list[Assignment]] = {}
     for one in report.assigned:
         rules.setdefault(one.rule, []).append(one)

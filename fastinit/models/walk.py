@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import torch
@@ -18,6 +18,7 @@ WRAPPERS = {
     "CheckpointWrapper": "_checkpoint_wrapped_module",
     "OptimizedModule": "_orig_mod",
 }
+HELD = frozenset(WRAPPERS.values())
 
 
 def walk(
@@ -30,11 +31,16 @@ def walk(
     if any(module is one for one in above):
         return
     yield prefix, module
-    kinds = [kind for kind in type(module).__mro__ if kind.__module__.startswith("torch.")]
-    wrapped = next((WRAPPERS[kind.__name__] for kind in kinds if kind.__name__ in WRAPPERS), None)
     for name, child in module._modules.items():
         if child is not None:
-            yield from walk(child, prefix if name == wrapped else joined(prefix, name), (*above, module))
+            wrapped = name in HELD and is_wrapper(module, name)
+            yield from walk(child, prefix if wrapped else joined(prefix, name), (*above, module))
+
+
+def is_wrapper(module: torch.nn.Module, name: str) -> bool:
+    """Whether a module is one of torch's that gives this name to the module that it holds."""
+    kinds = (kind for kind in type(module).__mro__ if kind.__module__.startswith("torch."))
+    return any(WRAPPERS.get(kind.__name__) == name for kind in kinds)
 
 
 def joined(prefix: str, name: str) -> str:
@@ -43,17 +49,26 @@ def joined(prefix: str, name: str) -> str:
 
 def named_parameters(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
     """A model's parameters, those without memory too; each once, by its first name, which no wrapper changes."""
-    yield from first_names(
-        (joined(prefix, name), one) for prefix, each in walk(model) for name, one in parameters(each)
-    )
+    return named(walk(model), parameters)
 
 
 def named_tensors(model: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
     """A model's parameters, then its buffers, in the same way."""
-    yield from named_parameters(model)
-    yield from first_names(
-        (joined(prefix, name), one) for prefix, module in walk(model) for name, one in buffers(module)
-    )
+    walked = [*walk(model)]
+    yield from named(walked, parameters)
+    yield from named(walked, buffers)
+
+
+def named(
+    walked: Iterable[tuple[str, torch.nn.Module]], registered: Callable[[torch.nn.Module], Iterable[tuple[str, N]]]
+) -> Iterator[tuple[str, N]]:
+    """What these modules have registered in this way, each once."""
+    seen: set[int] = set()
+    for prefix, module in walked:
+        for key, tensor in registered(module):
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                yield joined(prefix, key), tensor
 
 
 def parameters(module: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
@@ -65,13 +80,11 @@ def buffers(module: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
     return ((name, one) for name, one in module._buffers.items() if one is not None)
 
 
-def first_names(named: Iterable[tuple[str, N]]) -> Iterator[tuple[str, N]]:
-    """Each tensor once."""
-    seen: set[int] = set()
-    for name, tensor in named:
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            yield name, tensor
+def alike(tensor: Tensor, memory: Tensor) -> Tensor:
+    """A tensor of this memory that is a parameter if the other one is, and has its attributes."""
+    made = torch.nn.Parameter(memory, tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else memory
+    made.__dict__.update(vars(tensor))
+    return made
 
 
 def has_memory(tensor: Tensor) -> bool:
