@@ -24,7 +24,7 @@ from .drawing import originals
 from .drawing.batch import settle
 from .drawing.fill import fill
 from .drawing.originals import call, torch_init
-from .drawing.regions import Shard, Target, local_of
+from .drawing.regions import Shard, Target, given_as, local_of
 from .drawing.route import TORCH, decided_by_others, outside_contract, refuse_inference_write, way
 from .drawing.streams import check_source
 from .initialisers import constants, matrices
@@ -244,7 +244,7 @@ def orthogonal_(
     turned = columns_first(tensor, column_axis) if column_axis else tensor
     if by is not TORCH and tensor.ndimension() > 1:
         draw_whole("orthogonal_", by, turned, (gain,), generator, stream)
-    elif turned is tensor or originals.is_kept("orthogonal_", local_of(tensor)):
+    elif turned is tensor or originals.is_kept("orthogonal_", given_as(tensor)):
         return call("orthogonal_", tensor, gain, generator)
     else:  # torch's function takes only what it can view as a matrix
         settle(turned)

@@ -15,7 +15,7 @@ import torch
 from torch import Generator, Tensor
 
 from .drawing import originals
-from .drawing.regions import Target, local_of
+from .drawing.regions import Target, given_as, local_of
 from .drawing.route import TORCH, way
 from .drawing.streams import Stream, source
 from .init import eye_, orthogonal_
@@ -35,7 +35,7 @@ def identity_(tensor: T, gain: float = 1.0) -> T:
     """
     if tensor.ndimension() != 2:
         return eye_(tensor)
-    if not originals.is_kept("eye_", local_of(tensor)):
+    if not originals.is_kept("eye_", given_as(tensor)):
         matrices.eye(tensor, gain)
     return tensor
 
@@ -60,7 +60,7 @@ def delta_orthogonal_(
     stream = alone(stream)
     target = outputs_first("delta_orthogonal_", tensor, layout)
     local = local_of(tensor)
-    if local.is_meta or originals.is_kept("orthogonal_", local):
+    if local.is_meta or originals.is_kept("orthogonal_", given_as(tensor)):
         return tensor
     by = way(tensor, generator, fast, stream, "orthogonal_")
     if by is TORCH:
@@ -108,7 +108,7 @@ def convolution_orthogonal_(
     if len(set(target.shape[2:])) > 1:
         raise ValueError(f"convolution_orthogonal_ needs one size of its field, got {tuple(target.shape[2:])}")
     local = local_of(tensor)
-    if local.is_meta or target.numel() == 0 or originals.is_kept("orthogonal_", local):
+    if local.is_meta or target.numel() == 0 or originals.is_kept("orthogonal_", given_as(tensor)):
         return tensor
     by = way(tensor, generator, fast, stream, "orthogonal_")
     if by is TORCH:

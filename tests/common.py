@@ -211,3 +211,9 @@ class FakeCudaGenerator:
 def digests(folder: Path) -> dict[str, str]:
     """Of the files in a folder."""
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def index_of(shard: Any) -> tuple[slice, ...]:
+    """The box that a `fastinit.shard` is of its global tensor."""
+    (box,) = shard.boxes
+    return tuple(slice(at, at + size) for at, size in zip(box.offset, box.shape, strict=True))

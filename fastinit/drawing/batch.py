@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..kernels.contract import Draw, Engine, Job, JobEngine, KernelMissing
 from .deferred import Deferred
+from .dtensor import memory_of
 from .regions import Shard
 from .torch_private import in_graph, increment_version
 
@@ -239,7 +240,7 @@ def tensors_of(thing: Any) -> list[Tensor]:
         return [tensor for each in thing if isinstance(each, (Tensor, np.ndarray)) for tensor in tensors_of(each)]
     tensor = thing.local if isinstance(thing, Shard) else thing
     tensor = torch.as_tensor(tensor) if isinstance(tensor, np.ndarray) else tensor
-    return [tensor] if isinstance(tensor, Tensor) else []
+    return [memory_of(tensor)] if isinstance(tensor, Tensor) else []
 
 
 def draw(open_here: list[batch]) -> None:

@@ -13,6 +13,8 @@ from torch import Tensor, UntypedStorage
 from ..kernels.contract import Draw, Engine, Job, JobEngine, KernelMissing
 from ..kernels.runs import reach
 from . import engines, torch_private as private
+from .dtensor import memory_of
+from .regions import Shard
 from .streams import Stream
 
 if TYPE_CHECKING:
@@ -54,6 +56,7 @@ class Fill(NamedTuple):
     stream_id: int
     source: Source
     number: int  # of the call; copies have the same
+    given: torch.Size  # of the tensor that the caller gave: of a DTensor the global one
     name: str = ""  # by which its stream was chosen
 
     @property
@@ -120,7 +123,7 @@ def reference(storage: UntypedStorage) -> Any:
 
 def key_of(tensor: Tensor) -> int:
     """What tells a tensor's memory from all others, while it lives or a `reference` to it is kept."""
-    return key_in(tensor.untyped_storage())
+    return key_in(memory_of(tensor).untyped_storage())
 
 
 def key_in(storage: UntypedStorage) -> int:
@@ -188,13 +191,22 @@ class Deferred:
         engine = engines.choose(out.device, out.dtype, False) if engine is None else engine
         self.add(out, ByEngine(engine, draw, first, steps), draw.seed, draw.stream_id, owner)
 
+    def add_shard(self, target: Shard, write: Callable[[Shard, Stream], object], stream: Stream) -> None:
+        """A fill of the boxes that a local tensor holds of a global one."""
+        shape, boxes = target.shape, target.boxes  # not the target, which would keep its memory alive
+
+        def by(out: Tensor, stream: Stream) -> None:
+            write(Shard(out, shape, boxes), stream)
+
+        self.add(target.local, by, stream.seed, stream.id, target.owner)
+
     def add(
         self, out: Tensor, by: Plan | ByEngine | Write, seed: int, stream_id: int, owner: Tensor | None = None
     ) -> None:
         storage, owner = out.untyped_storage(), out if owner is None else owner
         key, source = key_in(storage), self.source
         offset, number = int(out.storage_offset()), next(self.numbers)
-        fill = Fill(out.dtype, offset, out.shape, out.stride(), by, seed, stream_id, source, number)
+        fill = Fill(out.dtype, offset, out.shape, out.stride(), by, seed, stream_id, source, number, owner.shape)
         # What cannot be resized is NumPy's, a file's or another process's as well.
         if not self.defer or key in self.known or not storage.resizable():
             self.flush([key])

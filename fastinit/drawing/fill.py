@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from ..kernels.contract import Draw, Engine, KernelMissing
 from ..kernels.dtypes import drawn_as
 from ..laws import Law
 from . import batch, engines
-from .regions import Box, Shard, Target, region
+from .regions import Part, Shard, Target, first_of, parts_of
 from .streams import Stream, source
 from .torch_private import increment_version
 
@@ -44,7 +45,7 @@ def fill(
     `batch` the writing may be put off where `later`. Raises `RuntimeError` where `compiled` insists on a compiled
     engine and there is none.
     """
-    local, boxes = (target.local, region(target)) if isinstance(target, Shard) else (target, [Box(target, 0, None)])
+    local, parts = (target.local, parts_of(target)) if isinstance(target, Shard) else (target, (Part(target, ()),))
     if local.is_meta:
         return None
     like, each = law if isinstance(law, ByElement) else (law, ())
@@ -54,14 +55,24 @@ def fill(
     engine = engines.choose(local.device, dtype, compiled, (kind, parameters), by_element=bool(each))
     stream = source(target, generator, stream)  # once it is known that something can draw
     draw = Draw(kind, () if each else parameters, stream.seed, stream.id)
-    if not local.is_inference():
-        increment_version((local,))  # autograd must hear of writes that go around torch, interrupted ones too
-    for part, first, steps in boxes:
-        if part.numel():
-            out = part if part.dtype is dtype else part.view(dtype)
-            owner = local if part is local else None
+    given = local if isinstance(target, Tensor) or target.owner is None else target.owner
+    for tensor in (local,) if given is local else (local, given):  # torch keeps count of each
+        if not tensor.is_inference():
+            increment_version((tensor,))  # autograd must hear of writes that go around it, interrupted ones too
+    if isinstance(target, Shard) and len(target.boxes) > 1 and (deferred := batch.watched()) is not None:
+        deferred.add_shard(target, functools.partial(fill_shard, law, compiled), stream)
+        return engine
+    for memory, offset in parts:
+        if memory.numel():
+            out = memory if memory.dtype is dtype else memory.view(dtype)
+            first, steps = first_of(offset, target.shape) if isinstance(target, Shard) else (0, None)
+            owner = given if memory is local else None
             engine = draw_into(engine, out, compiled, draw, first, steps, each, later, owner)
     return engine
+
+
+def fill_shard(law: Law | ByElement, compiled: bool, target: Shard, stream: Stream) -> None:
+    fill(target, law, stream=stream, compiled=compiled)
 
 
 def draw_into(

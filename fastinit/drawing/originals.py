@@ -22,7 +22,7 @@ import torch.nn.init
 from torch import Tensor
 
 from .batch import settle
-from .regions import Target, local_of
+from .regions import Shard, Target, given_as
 
 Function = Callable[..., Any]
 F = TypeVar("F", bound=Function)
@@ -240,6 +240,8 @@ def torchs_own(name: str) -> Function:
 def call(name: str, target: T, *values: Any) -> T:
     """A call of torch.nn.init's function of this name, or of whoever's function stands in its place."""
     settle(target, *values)
+    if isinstance(target, Shard) and target.owner is not None:
+        return call(name, target.owner, *values)  # type: ignore[return-value]
     torchs, helper = originals[name], HELPERS.get(name)
     if standing.get(name) is torchs and (helper is None or standing.get(helper) is originals[helper]):
         result: T = torchs(target, *values)
@@ -248,7 +250,7 @@ def call(name: str, target: T, *values: Any) -> T:
 
 
 def call_carefully(name: str, target: T, *values: Any) -> T:
-    if is_kept(name, local_of(target)):
+    if is_kept(name, given_as(target)):
         return target
     function = replacement(name)
     result: T = (

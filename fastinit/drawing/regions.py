@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -16,16 +17,51 @@ from ..kernels.runs import row_major
 LARGEST = 2**62  # elements, so that no index leaves 64 bits on its way
 
 
+class Run(NamedTuple):
+    """Neighbouring indices of one dimension of a global tensor."""
+
+    begin: int
+    length: int
+
+
+class Box(NamedTuple):
+    """A box of a global tensor, and where a local one has it: from its element `begin` on, in steps of `stride`."""
+
+    begin: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: tuple[int, ...]  # in the global tensor
+
+    def of(self, local: Tensor) -> Tensor:
+        """The view of a local tensor that holds the box."""
+        if (self.begin, self.shape, self.stride) == (0, local.shape, local.stride()):
+            return local
+        return local.as_strided(self.shape, self.stride, int(local.storage_offset()) + self.begin)
+
+    def permute(self, order: Sequence[int]) -> Box:
+        shape, stride, offset = (tuple(values[d] for d in order) for values in (self.shape, self.stride, self.offset))
+        return Box(self.begin, shape, stride, offset)
+
+    def rows(self, begin: int, end: int) -> Box:
+        """What of the box lies in rows [begin, end) of the global tensor, which are a global tensor of their own."""
+        at, length = self.offset[0], self.shape[0]
+        first, last = (min(max(row - at, 0), length) for row in (begin, end))
+        offset = (min(max(at - begin, 0), end - begin), *self.offset[1:])
+        return Box(self.begin + first * self.stride[0], (last - first, *self.shape[1:]), self.stride, offset)
+
+
 @dataclass(frozen=True, eq=False)
 class Shard:
-    """A local tensor as the box at `offset` of a global tensor of `shape`; made by `shard`.
+    """A local tensor as boxes of a global one of `shape`; made by `shard`, and of DTensors.
 
-    Has as much of a tensor's interface as fans and error messages need, all of it about the global tensor.
+    Has as much of a tensor's interface as fans and error messages need, all of it about the global tensor. `owner`: the
+    tensor that the caller gave, where that is not the local one: it has the flags, and torch's functions take it.
     """
 
     local: Tensor
     shape: torch.Size
-    offset: tuple[int, ...]
+    boxes: tuple[Box, ...]
+    owner: Tensor | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -52,16 +88,28 @@ class Shard:
 
     def permute(self, *order: int) -> Shard:
         """The same with the dimensions in another order, of the global tensor too."""
-        shape, offset = (tuple(values[d] for d in order) for values in (self.shape, self.offset))
-        return Shard(self.local.permute(order), torch.Size(shape), offset)
+        shape = torch.Size(tuple(self.shape[d] for d in order))
+        return replace(self, shape=shape, boxes=tuple(box.permute(order) for box in self.boxes), owner=None)
 
     @property
-    def box(self) -> tuple[slice, ...]:
-        """The part of the global tensor, as an index."""
-        return tuple(slice(at, at + n) for at, n in zip(self.offset, self.local.shape, strict=True))
+    def is_all_of_local(self) -> bool:
+        """Whether the local tensor has no element beside the boxes."""
+        return sum(math.prod(box.shape) for box in self.boxes) == self.local.numel()
 
 
 Target = Tensor | Shard
+
+
+class Part(NamedTuple):
+    """A view of the memory that is written, and the box of the global tensor that it holds."""
+
+    memory: Tensor
+    offset: tuple[int, ...]
+
+    @property
+    def where(self) -> tuple[slice, ...]:
+        """The box as an index of the global tensor."""
+        return tuple(slice(at, at + size) for at, size in zip(self.offset, self.memory.shape, strict=True))
 
 
 def local_of(target: Target) -> Tensor:
@@ -69,9 +117,21 @@ def local_of(target: Target) -> Tensor:
     return target.local if isinstance(target, Shard) else target
 
 
-def offset_of(target: Target) -> tuple[int, ...]:
-    """Where that memory begins in the global tensor."""
-    return target.offset if isinstance(target, Shard) else (0,) * target.dim()
+def given_as(target: Target) -> Tensor:
+    """The tensor that the caller gave: its flag counts, and what others have noted on it."""
+    if isinstance(target, Shard):
+        return target.local if target.owner is None else target.owner
+    return target
+
+
+def parts_of(target: Target) -> Iterator[Part]:
+    """The boxes of the global tensor whose memory is written, those without elements apart."""
+    if isinstance(target, Tensor):
+        yield Part(target, (0,) * target.dim())
+        return
+    for box in target.boxes:
+        if 0 not in box.shape:
+            yield Part(box.of(target.local), box.offset)
 
 
 def shard(local: Tensor, shape: Sequence[int], offset: Sequence[int]) -> Shard:
@@ -93,9 +153,51 @@ def shard(local: Tensor, shape: Sequence[int], offset: Sequence[int]) -> Shard:
                 f"a shard lies within its global tensor: dimension {dimension} has {size} elements, "
                 f"expected offset >= 0 and offset + length <= {size}, found {at} + {length}"
             )
+    return of_boxes(local, whole, (Box(0, tuple(local.shape), strides_of(local), start),))
+
+
+def of_boxes(local: Tensor, shape: Sequence[int], boxes: Sequence[Box], owner: Tensor | None = None) -> Shard:
+    """A local tensor that holds these boxes. Raises `ValueError` for a global tensor that is too large."""
+    whole = torch.Size(shape)
     if math.prod(whole) > LARGEST:
         raise ValueError(f"a global tensor has at most 2**62 elements, got {math.prod(whole)} for {tuple(whole)}")
-    return Shard(local, whole, start)
+    return Shard(local, whole, tuple(boxes), owner)
+
+
+def strides_of(local: Tensor) -> tuple[int, ...]:
+    """A tensor's strides; of one without any, which nothing draws into, those that it would have."""
+    return local.stride() if local.layout is torch.strided else row_major(local.shape)
+
+
+def product(runs: Sequence[Sequence[Run]], stride: Sequence[int]) -> Iterator[Box]:
+    """The boxes of a local tensor that has, in each dimension, these indices of the global one, one after the other."""
+    places = []
+    for own, step in zip(runs, stride, strict=True):
+        ends = itertools.accumulate(run.length for run in own)
+        places.append([((end - run.length) * step, run) for end, run in zip(ends, own, strict=True)])
+    for chosen in itertools.product(*places):
+        begin, shape = sum(at for at, _ in chosen), tuple(run.length for _, run in chosen)
+        yield Box(begin, shape, tuple(stride), tuple(run.begin for _, run in chosen))
+
+
+def between(shape: Sequence[int], begin: int, end: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Elements [begin, end) of a tensor in row-major order as boxes, in order: where each begins, and its shape."""
+    if begin >= end:
+        return
+    if not shape:
+        yield (), ()
+        return
+    inner = math.prod(shape[1:])
+    row, rest = divmod(begin, inner)
+    if rest or end - begin < inner:
+        stop = min(end, (row + 1) * inner)
+        for offset, size in between(shape[1:], rest, stop - row * inner):
+            yield (row, *offset), (1, *size)
+    else:
+        rows = (end - begin) // inner
+        stop = begin + rows * inner
+        yield (row, *(0 for _ in shape[1:])), (rows, *shape[1:])
+    yield from between(shape, stop, end)
 
 
 def rows(target: Target, begin: int, end: int) -> Target:
@@ -105,21 +207,11 @@ def rows(target: Target, begin: int, end: int) -> Target:
     """
     if isinstance(target, Tensor):
         return target[begin:end]
-    at, length = target.offset[0], len(target.local)
-    first, last = (min(max(row - at, 0), length) for row in (begin, end))
-    offset = (min(max(at - begin, 0), end - begin), *target.offset[1:])
-    return Shard(target.local[first:last], torch.Size((end - begin, *target.shape[1:])), offset)
+    shape = torch.Size((end - begin, *target.shape[1:]))
+    return replace(target, shape=shape, boxes=tuple(box.rows(begin, end) for box in target.boxes), owner=None)
 
 
-class Box(NamedTuple):
-    """A part of a local tensor, and where its elements stand in the global one: see `contract.Engine.fill`."""
-
-    part: Tensor
-    first: int
-    steps: tuple[int, ...] | None
-
-
-def region(shard: Shard) -> list[Box]:
-    """The boxes of the global tensor that its local one holds; for now there is one."""
-    steps = row_major(shard.shape)
-    return [Box(shard.local, sum(at * step for at, step in zip(shard.offset, steps, strict=True)), steps)]
+def first_of(offset: Sequence[int], shape: Sequence[int]) -> tuple[int, tuple[int, ...]]:
+    """The place in row-major order of the element at `offset` in a tensor of `shape`, and the steps there."""
+    steps = row_major(shape)
+    return sum(at * step for at, step in zip(offset, steps, strict=True)), steps

@@ -12,7 +12,7 @@ from torch.nn.parameter import Buffer, Parameter
 from ..kernels.contract import GPUS
 from ..kernels.dtypes import FORMATS, name_of
 from . import flags, originals, torch_private as private
-from .regions import Shard, Target, local_of
+from .regions import Shard, Target, given_as, local_of
 from .streams import Stream, check_source
 
 ORDINARY = {Tensor, Parameter, Buffer}  # tensors that are known to mean no more than their memory says
@@ -44,19 +44,19 @@ def way(
 
     TORCH is torch.nn.init's function `name`, or what others have put in its place: `originals.call`. Without a name it
     is torch's own function or method, which nobody replaces. Raises `RuntimeError` where it would have to serve and
-    cannot: with `fast=True`, where a stream or a shard is given, and where a layout is given to somebody else's
-    function.
+    cannot: with `fast=True`, where a stream or a shard is given, or a layout to somebody else's function.
     """
     check_source(generator, stream)
-    tensor = local_of(target)
+    tensor, given = local_of(target), given_as(target)
     flags.check_fast(fast)
     other = None
     if name is not None and standing.get(name) is not torchs[name]:
-        if originals.is_kept(name, tensor):
+        if originals.is_kept(name, given):
             return TORCH
         other = originals.replacement(name)
-    asked = flags.flag_of(tensor) if fast is None else fast
-    beyond_torch = asked or stream is not None or layout is not None or isinstance(target, Shard)
+    asked = flags.flag_of(given) if fast is None else fast
+    raw = isinstance(target, Shard) and target.owner is None  # which torch has no function for
+    beyond_torch = asked or stream is not None or layout is not None or raw
     if name is not None and beyond_torch and other is not None and originals.unwrapped(other) is ours[name]:
         other = None  # a functools.partial of ours, which may be what calls, and can serve all that ours can
     if name is not None and other is not None:
@@ -77,8 +77,8 @@ def way(
         return COMPILED if asked else KERNELS
     if asked:
         raise RuntimeError(f"fast=True cannot be kept: {reason}; leave it out to fall back to torch.nn.init")
-    if stream is not None or isinstance(target, Shard) or (layout is not None and other is not None):
-        what = "a shard" if isinstance(target, Shard) else "stream=" if stream is not None else "layout="
+    if stream is not None or raw or (layout is not None and other is not None):
+        what = "a shard" if raw else "stream=" if stream is not None else "layout="
         raise RuntimeError(f"torch.nn.init cannot serve {what}, and fastinit does not draw here: {reason}")
     return TORCH
 
@@ -177,10 +177,10 @@ def decided_by_others(name: str, target: Target) -> bool:
     one with functions of its own. Raises `RuntimeError` where somebody else's function would have to serve a shard.
     """
     cls = type(target)
-    if originals.is_kept(name, local_of(target)) or not (cls is Shard or (issubclass(cls, Tensor) and plain(cls))):
+    if originals.is_kept(name, given_as(target)) or not (cls is Shard or (issubclass(cls, Tensor) and plain(cls))):
         return True
     other = originals.replacement(name)
-    if other is not None and isinstance(target, Shard):
+    if other is not None and isinstance(target, Shard) and target.owner is None:
         reason = originals.told(name, other)
         raise RuntimeError(f"torch.nn.init cannot serve a shard, and fastinit does not write here: {reason}")
     return other is not None

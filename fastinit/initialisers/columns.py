@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..drawing import engines
 from ..drawing.fill import draw_into
-from ..drawing.regions import Target, local_of, offset_of
+from ..drawing.regions import Target, parts_of
 from ..drawing.streams import Stream
 from ..kernels.contract import Draw, Engine
 from ..kernels.cpu.pool import run
@@ -40,19 +40,18 @@ class Drawn:
 
 def zero_smallest(target: Target, zeros: int, stream: Stream, compiled: bool) -> None:
     """Set to zero the `zeros` elements of each column with the smallest words of `stream`; `target` is a matrix."""
-    local = local_of(target)
     rows, columns = target.shape
-    top, left = offset_of(target)
-    if zeros == 0 or local.numel() == 0:
-        return
     with torch.no_grad():
-        bits = local.view(SAME_SIZE[local.element_size()])
-        if zeros == rows:
-            bits.zero_()
-            return
-        engine = engines.choose(local.device, torch.int32, compiled, Words().parameters(torch.int32))
-        words = Drawn(engine, stream, rows, columns, compiled)
-        (zero_by_partition if local.is_cpu else zero_by_order)(bits, top, left, zeros, words)
+        for memory, (top, left) in parts_of(target):
+            if zeros == 0 or memory.numel() == 0:
+                continue
+            bits = memory.view(SAME_SIZE[memory.element_size()])
+            if zeros == rows:
+                bits.zero_()
+                continue
+            engine = engines.choose(memory.device, torch.int32, compiled, Words().parameters(torch.int32))
+            words = Drawn(engine, stream, rows, columns, compiled)
+            (zero_by_partition if memory.is_cpu else zero_by_order)(bits, top, left, zeros, words)
 
 
 def zero_by_partition(bits: Tensor, top: int, left: int, zeros: int, words: Drawn) -> None:

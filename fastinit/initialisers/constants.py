@@ -10,11 +10,12 @@ from torch import Tensor
 
 from ..drawing import batch, engines
 from ..drawing.deferred import Source
+from ..drawing.dtensor import placed
 from ..drawing.flags import forced_engine
 from ..drawing.originals import call, originals, ours, standing
-from ..drawing.regions import Shard, local_of
+from ..drawing.regions import Shard, given_as, parts_of
 from ..drawing.route import decided_by_others, outside_contract
-from ..drawing.torch_private import increment_version
+from ..drawing.torch_private import in_graph, increment_version
 from ..kernels.contract import Job, KernelMissing, setting_up
 from ..kernels.dtypes import FORMATS, WHOLE
 from .lists import LISTS, Targets, each_of
@@ -45,8 +46,9 @@ def fill(name: str | None, target: Any, value: Any) -> bool:
         if (block := batch.seeing()) is not None:
             block.deferred.source = Source(name or "constant_", (value,), False)
             return block.off(fill, name, target, value)  # type: ignore[no-any-return]
-        if isinstance(target, Shard):
-            return fill(name, target.local, value)
+        held = target if in_graph() else placed(target)
+        if isinstance(held, Shard):
+            return fill_shard(name, held, value)
         if not is_put_off(name, target):
             return False
         address = target.data_ptr()
@@ -63,6 +65,17 @@ def fill(name: str | None, target: Any, value: Any) -> bool:
     elif count <= plan.most or not fill_large(plan, tensor, address, count):
         plan.draw(address, count, 0, 0)
     return True
+
+
+def fill_shard(name: str | None, target: Shard, value: Any) -> bool:
+    """The same of the boxes that a local tensor holds."""
+    if (name is not None and decided_by_others(name, target)) or not target.local.is_cpu:
+        return False
+    increment_version((given_as(target),))
+    whole = target.is_all_of_local
+    parts = [target.local] if whole else [part.memory for part in parts_of(target)]
+    done = [not part.numel() or fill(None, part, value) for part in parts]
+    return all(done)
 
 
 def is_put_off(name: str | None, target: Any) -> bool:
@@ -94,8 +107,12 @@ def serve(name: str, target: T, value: Any, *arguments: Any) -> T:
         return target
     if isinstance(target, LISTS):
         return serve_list(name, target, value, arguments)
-    made: Any = call(name, local_of(target), *arguments)
-    return target if isinstance(target, Shard) else made
+    if isinstance(target, Shard):
+        for part in parts_of(target):
+            call(name, part.memory, *arguments)
+        return target
+    made: Any = call(name, target, *arguments)
+    return made  # type: ignore[no-any-return]
 
 
 def serve_list(name: str, listed: T, value: Any, arguments: tuple[Any, ...]) -> T:

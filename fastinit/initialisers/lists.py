@@ -13,8 +13,10 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from ..drawing.batch import seeing
 from ..drawing.deferred import NOBODY, Source
+from ..drawing.dtensor import placed
 from ..drawing.regions import Target
 from ..drawing.streams import Stream
+from ..drawing.torch_private import in_graph
 from ..kernels.contract import ASKED_TOGETHER, Job
 
 P = ParamSpec("P")
@@ -44,12 +46,14 @@ def takes_lists(function: Callable[Concatenate[Any, P], Any]) -> Initialiser[P]:
 
     def served(tensor: Any, *arguments: Any, **named: Any) -> Any:
         if not isinstance(tensor, LISTS):
-            return function(tensor, *arguments, **named)
+            target = tensor if in_graph() else placed(tensor, named.get("fast"))
+            result = function(target, *arguments, **named)
+            return tensor if result is target else result
         streams = streams_of(tensor, named.get("stream"))
 
         def one(number: int) -> None:
             own = {} if streams[number] is None else {"stream": streams[number]}
-            function(tensor[number], *arguments, **(named | own))
+            served(tensor[number], *arguments, **(named | own))
 
         each_of(tensor, None, one)
         return tensor

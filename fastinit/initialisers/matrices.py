@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from ..drawing.batch import settle
 from ..drawing.fill import fill
-from ..drawing.regions import Shard, Target, local_of, offset_of
+from ..drawing.regions import Target, local_of, parts_of
 from ..drawing.streams import Stream, source
 from ..kernels.dtypes import FORMATS
 from ..laws import Normal
@@ -32,13 +32,16 @@ def orthogonal(target: T, gain: float, generator: Generator | None, stream: Stre
     local = local_of(target)
     if target.numel() == 0 or local.is_meta:
         return target
+    stream = source(target, generator, stream)
+    if local.numel() == 0:
+        return target
     half = FORMATS[local.dtype].rounding is not None
     rows = target.shape[0]
     columns = target.numel() // rows
     # One reflection a row, which is the column-major matrix that LAPACK wants.
     short, long = sorted((rows, columns))
     vectors = torch.empty(short, long, dtype=torch.float32 if half else local.dtype, device=local.device)
-    fill(vectors, Normal(0.0, 1.0), stream=source(target, generator, stream), compiled=compiled)
+    fill(vectors, Normal(0.0, 1.0), stream=stream, compiled=compiled)
     with torch.no_grad():
         signs, scales = reflections(vectors)
         signs.mul_(as_float(gain))
@@ -53,7 +56,8 @@ def orthogonal(target: T, gain: float, generator: Generator | None, stream: Stre
 def copy_part(target: Target, whole: Tensor) -> None:
     """What the target holds of a global tensor."""
     settle(target)
-    local_of(target).copy_(whole[target.box] if isinstance(target, Shard) else whole)
+    for part in parts_of(target):
+        part.memory.copy_(whole[part.where])
 
 
 def reflections(vectors: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,39 +94,38 @@ def sparse(
 def eye(target: Target, gain: float = 1.0) -> None:
     """The identity times gain."""
     settle(target)
-    row, column = offset_of(target)
     with torch.no_grad():
-        local_of(target).zero_().diagonal(row - column).fill_(gain)
+        for memory, (row, column) in parts_of(target):
+            memory.zero_().diagonal(row - column).fill_(gain)
 
 
 def in_the_middle(target: Target, matrix: Tensor) -> None:
     """A matrix in the middle of the receptive field of a weight [out, in, ...], and zeros around it."""
     settle(target)
-    local, offset = local_of(target), offset_of(target)
-    sizes = local.shape
-    middle = [(size - 1) // 2 - at for size, at in zip(target.shape[2:], offset[2:], strict=True)]
     with torch.no_grad():
-        local.zero_()
-        if all(0 <= at < size for at, size in zip(middle, sizes[2:], strict=True)):
-            part = matrix[offset[0] : offset[0] + sizes[0], offset[1] : offset[1] + sizes[1]]
-            for at in middle:
-                local = local.select(2, at)
-            local.copy_(part)
+        for part in parts_of(target):
+            memory, sizes = part.memory.zero_(), part.memory.shape
+            middle = [(size - 1) // 2 - at for size, at in zip(target.shape[2:], part.offset[2:], strict=True)]
+            if all(0 <= at < size for at, size in zip(middle, sizes[2:], strict=True)):
+                for at in middle:
+                    memory = memory.select(2, at)
+                memory.copy_(matrix[part.where[:2]])
 
 
 def row_major(target: Target, values: Tensor) -> None:
     """The values one after the other in row-major order, the last of them again and again."""
     settle(target)
-    local, count = local_of(target), values.numel()
+    count = values.numel()
     with torch.no_grad():
         if isinstance(target, Tensor) and target.is_contiguous():
             target.view(-1)[:count].copy_(values)
             target.view(-1)[count:].fill_(values[-1])
             return
-        place = torch.tensor(0, device="cpu")
-        for size, start, length in zip(target.shape, offset_of(target), local.shape, strict=True):
-            place = place[..., None] * size + torch.arange(start, start + length, device="cpu")
-        local.copy_(values[place.clamp(max=count - 1).to(values.device)])
+        for memory, offset in parts_of(target):
+            place = torch.tensor(0, device="cpu")
+            for size, start, length in zip(target.shape, offset, memory.shape, strict=True):
+                place = place[..., None] * size + torch.arange(start, start + length, device="cpu")
+            memory.copy_(values[place.clamp(max=count - 1).to(values.device)])
 
 
 def dirac(target: Target, groups: int) -> None:
@@ -131,15 +134,13 @@ def dirac(target: Target, groups: int) -> None:
     if local.is_meta:
         return
     settle(target)
-    offset = offset_of(target)
     out_channels = target.shape[0] // groups
     group = torch.arange(groups, device="cpu").repeat_interleave(channels := min(out_channels, target.shape[1]))
     channel = torch.arange(channels, device="cpu").repeat(groups)
     middle = [torch.full_like(channel, size // 2) for size in target.shape[2:]]
-    index = (
-        torch.stack([group * out_channels + channel, channel, *middle]) - torch.tensor(offset, device="cpu")[:, None]
-    )
-    inside = ((index >= 0) & (index < torch.tensor(local.shape, device="cpu")[:, None])).all(dim=0)
+    ones = torch.stack([group * out_channels + channel, channel, *middle])
     with torch.no_grad():
-        local.zero_()
-        local[tuple(index[:, inside].to(local.device))] = 1
+        for memory, offset in parts_of(target):
+            index = ones - torch.tensor(offset, device="cpu")[:, None]
+            inside = ((index >= 0) & (index < torch.tensor(memory.shape, device="cpu")[:, None])).all(dim=0)
+            memory.zero_()[tuple(index[:, inside].to(memory.device))] = 1

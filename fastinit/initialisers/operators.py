@@ -20,7 +20,7 @@ from torch import Tensor
 from ..drawing import torch_private as private
 from ..drawing.batch import at_once, settle, watched
 from ..drawing.deferred import Source
-from ..drawing.regions import Shard, Target, local_of
+from ..drawing.regions import Shard, Target, local_of, shard
 from ..drawing.route import COMPILED, KERNELS, TORCH, Way, outside_contract, refuse_inference_write
 from ..drawing.streams import MASK, Stream, default_generator, drawn_seed, source
 from ..kernels.contract import Engine
@@ -86,7 +86,7 @@ def record(
         fan_out=given.fan_out,
         groups=given.groups,
         shape=list(target.shape) if isinstance(target, Shard) else None,
-        offset=list(target.offset) if isinstance(target, Shard) else None,
+        offset=list(target.boxes[0].offset) if isinstance(target, Shard) else None,
     )
     return target, None, None
 
@@ -102,20 +102,23 @@ def draw_whole(
     """Have an engine draw a call of an initialiser in `whole`, now or when the graph runs."""
     if private.in_graph():
         record(name, by, target, values, generator, stream)
-    elif isinstance(target, Tensor) and not target.is_meta and (deferred := watched()) is not None:
+    elif not target.is_meta and (deferred := watched()) is not None:
         settle(*values)
         given = source(target, generator, stream)
         write = partial(write_whole, name, values, by is COMPILED)
-        private.increment_version((target,))
+        private.increment_version((local_of(target),))
         deferred.source = Source(name, values, generator is None and stream is None)
-        deferred.add(target, write, given.seed, given.id)
+        if isinstance(target, Shard):
+            deferred.add_shard(target, write, given)
+        else:
+            deferred.add(target, write, given.seed, given.id)
     else:
         settle(target, *values)
         at_once(whole[name], target, *values, generator, stream, by is COMPILED)
     return target
 
 
-def write_whole(name: str, values: tuple[Any, ...], compiled: bool, target: Tensor, stream: Stream) -> None:
+def write_whole(name: str, values: tuple[Any, ...], compiled: bool, target: Target, stream: Stream) -> None:
     whole[name](target, *values, None, stream, compiled)
 
 
@@ -183,7 +186,7 @@ def initialise(
         raise RuntimeError(f"{name} was compiled for fastinit, which cannot draw here: {reason}")
     refuse_inference_write(tensor)
     stream = Stream(seed & MASK, stream_id & MASK) if drawn is None else Stream(int(drawn.item()) & MASK)
-    target = tensor if shape is None or offset is None else Shard(tensor, torch.Size(shape), tuple(offset))
+    target = tensor if shape is None or offset is None else shard(tensor, shape, offset)
     values = values_of(name, numbers, words)
     settle(target)
     if name in whole:

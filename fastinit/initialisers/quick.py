@@ -17,8 +17,9 @@ from torch import Tensor
 
 from ..drawing import batch, engines, flags, originals
 from ..drawing.deferred import Source
+from ..drawing.dtensor import placed
 from ..drawing.flags import forced_engine
-from ..drawing.route import KERNELS, way
+from ..drawing.route import KERNELS, TORCH, way
 from ..drawing.streams import LOWEST, Stream, default_generator, drawn, drawn_seed, drawn_seeds
 from ..drawing.torch_private import (
     dispatch_modes,
@@ -36,7 +37,7 @@ from .fans import Axes, Layout
 from .lists import LISTS, Targets, each_of, streams_of
 from .operators import record
 from .table import DTYPES, draw
-from .together import FAR, FLAG, TYPES, fill_together, ordinary_ones
+from .together import FAR, NOTES, TYPES, fill_together, ordinary_ones
 
 if TYPE_CHECKING:
     from ..kernels.cpu.engine import CpuEngine
@@ -82,7 +83,7 @@ def ordinary_address(
             and (generator is None or (type(generator) is torch.Generator and generator.device.type == "cpu"))
             and (stream is None or (type(stream) is Stream and generator is None))
             and type(tensor) in TYPES  # before anything else is asked of it
-            and FLAG not in tensor.__dict__  # a flag may have come with a file
+            and NOTES.isdisjoint(tensor.__dict__)  # a flag may have come with a file
             and (name is None or standing[name] is torchs[name] or standing[name] is ours[name])
             and not function_modes()
             and not dispatch_modes()
@@ -188,10 +189,12 @@ def serve_carefully(
     else:
         obeyed, instead = elsewhere or (name, None)
         dtypes = FORMATS if elsewhere is None else DTYPES.get(name, FORMATS)
-        tensor: Any = target
+        tensor: Any = target if in_graph() else placed(target, fast)
         by = way(tensor, generator, fast, stream, obeyed, layout, dtypes)
         act = record if in_graph() else draw
         result, _, _ = act(name, by, tensor, values, generator, stream, layout, instead)
+        if tensor is not target and by is not TORCH:
+            return target
     return cast("T", result)
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..drawing import batch, flags
+from ..drawing.dtensor import BOXES
 from ..drawing.route import ORDINARY
 from ..drawing.torch_private import COMPLETE, increment_version
 from ..kernels.contract import Job, KernelMissing
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from ..kernels.cpu.jobs import Plan
 
 TYPES = ORDINARY if COMPLETE else set()  # the fast path asks torch for what may be missing
-FLAG = flags.ATTRIBUTE
+NOTES = frozenset({flags.ATTRIBUTE, BOXES[0]})  # attributes that make a tensor special
 FAR = 1 << 40  # bytes: no view's offset reaches as far, and most addresses lie beyond
 ATTRIBUTES, DTYPE = operator.attrgetter("__dict__"), operator.attrgetter("dtype")
 IS_CPU, IS_NESTED = operator.attrgetter("is_cpu"), operator.attrgetter("is_nested")
@@ -44,7 +45,7 @@ def ordinary_ones(tensors: Sequence[Any]) -> Looked | None:
     try:
         if not (
             {*map(type, tensors)} <= TYPES
-            and not (any(map(ATTRIBUTES, tensors)) and any(FLAG in vars(tensor) for tensor in tensors))
+            and not (any(map(ATTRIBUTES, tensors)) and not all(map(NOTES.isdisjoint, map(ATTRIBUTES, tensors))))
             and all(map(IS_CPU, tensors))
             and not any(map(IS_NESTED, tensors))
             and all(map(Tensor.is_contiguous, tensors))

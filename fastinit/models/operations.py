@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..drawing.dtensor import memory_of
 from ..drawing.regions import Shard
 
 # Ask no more of their tensors than shapes and dtypes, and give new memory.
@@ -56,9 +57,9 @@ operation = functools.cache(Operation)
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors in an argument or a result of an operation, those in its lists, too; of shards the local ones."""
+    """The tensors in an argument or a result of an operation, in its lists, too; of shards and DTensors local ones."""
     if isinstance(value, Tensor):
-        yield value
+        yield memory_of(value)
     elif isinstance(value, (list, tuple)):
         for one in value:
             yield from tensors(one)

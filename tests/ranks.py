@@ -1,0 +1,83 @@
+"""Real processes in a gloo group: functions of tests that every rank runs at the same time.
+
+They start from `forked`'s server, so with torch imported and nothing else. Apart from tests/common.py, as that is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import pickle
+import tempfile
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from forked import servers
+
+TIMEOUT = 60  # seconds: for one function, compilation included
+
+
+def serve(rank: int, world: int, store: str, calls: Connection) -> None:
+    """The process of a rank: it runs the functions that it is sent until it is sent None."""
+    import torch
+
+    torch.set_num_threads(1)
+    warnings.filterwarnings("error", module="fastinit")
+    timeout = datetime.timedelta(seconds=TIMEOUT)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=timeout)
+    while (call := calls.recv()) is not None:
+        try:
+            function, arguments = pickle.loads(call)  # which imports the test's module
+            calls.send((True, function(*arguments)))
+        except BaseException:
+            calls.send((False, traceback.format_exc()))
+    dist.destroy_process_group()
+
+
+class Group:
+    """A group of ranks."""
+
+    def __init__(self, pipes: list[Connection]) -> None:
+        self.pipes = pipes
+
+    def __call__(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """What the function returns on each rank. Raises `AssertionError` with the tracebacks of those that raised."""
+        for pipe in self.pipes:
+            pipe.send(pickle.dumps((function, arguments)))
+        answers = []
+        for rank, pipe in enumerate(self.pipes):
+            assert pipe.poll(TIMEOUT), f"rank {rank} does not answer"
+            answers.append(pipe.recv())
+        failed = [f"rank {rank}: {text}" for rank, (well, text) in enumerate(answers) if not well]
+        assert not failed, "\n".join(failed)
+        return [value for _, value in answers]
+
+
+@contextlib.contextmanager
+def group(world: int) -> Iterator[Group]:
+    """So many ranks, each with one thread."""
+    with tempfile.TemporaryDirectory() as folder:
+        pairs = [servers.Pipe() for _ in range(world)]
+        processes = [
+            servers.Process(target=serve, args=(rank, world, str(Path(folder) / "store"), pair[1]))
+            for rank, pair in enumerate(pairs)
+        ]
+        try:
+            for process, (_, there) in zip(processes, pairs, strict=True):
+                process.start()
+                there.close()  # so that its end is heard of
+            yield Group([pair[0] for pair in pairs])
+            for here, _ in pairs:
+                here.send(None)
+            for process in processes:
+                process.join(30)
+        finally:
+            for process in processes:
+                if process.is_alive():
+                    process.kill()
+                process.join()
