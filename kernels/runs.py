@@ -18,6 +18,15 @@ def row_major(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(reversed(steps))
 
 
+def unravelled(offset: int, steps: Sequence[int]) -> list[int]:
+    """The index of the element that lies `offset` behind the first one, by these steps; 0 where the step is 0."""
+    index = [0] * len(steps)
+    for dimension in sorted(range(len(steps)), key=lambda dimension: -steps[dimension]):
+        if steps[dimension]:
+            index[dimension], offset = divmod(offset, steps[dimension])
+    return index
+
+
 class Part(NamedTuple):
     """A part of a tensor, the index of its first element, and the same parts of tensors of its shape."""
 

@@ -9,7 +9,7 @@ import torch
 from common import same_bits
 from ranks import group
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.placement_types import _StridedShard
 
 import fastinit
@@ -84,3 +84,141 @@ def every_place(world: int, name: str, dtype: torch.dtype) -> int:
 @pytest.mark.parametrize("name", CALLS)
 def test_every_initialiser_on_every_mesh(ranks, name, dtype):
     assert all(seen >= 4 for seen in ranks(every_place, ranks.world, name, dtype))
+
+
+def by_the_generator(world: int) -> None:
+    """One number of the CPU's default generator a call, on every rank, whatever it holds."""
+    mesh = mesh_of((world,))
+    for call in (fastinit.normal_, fastinit.kaiming_uniform_, fastinit.orthogonal_, lambda t: fastinit.sparse_(t, 0.5)):
+        torch.manual_seed(3)
+        whole, after = call(torch.empty(3, 8)), torch.rand(1)
+        torch.manual_seed(3)
+        sharded = call(distribute_tensor(torch.empty(3, 8), mesh, [Shard(0)], src_data_rank=None))
+        assert same_bits(sharded.full_tensor(), whole)
+        assert torch.equal(torch.rand(1), after)
+    generator = torch.Generator().manual_seed(4)
+    whole = fastinit.normal_(torch.empty(3, 8), generator=generator)
+    sharded = distribute_tensor(torch.empty(3, 8), mesh, [Shard(1)], src_data_rank=None)
+    fastinit.normal_(sharded, generator=generator.manual_seed(4))
+    assert same_bits(sharded.full_tensor(), whole)
+
+
+def test_numbers_come_from_the_cpus_generator(ranks):
+    ranks(by_the_generator, ranks.world)
+
+
+def collectives(recorded: torch.profiler.profile) -> int:
+    return sum(event.name.startswith("c10d::") for event in recorded.events())
+
+
+def counted_collectives(world: int) -> tuple[int, int]:
+    """The collectives of fills, by every initialiser; a dispatch mode would have torch serve them."""
+    mesh = mesh_of((world,))
+    with torch.profiler.profile() as fills:
+        for shape in ((8, 6), (8, 6, 3)):
+            for name, values in CALLS.items():
+                if fits(name, shape):
+                    fastinit_call = getattr(fastinit, name)
+                    sharded = distribute_tensor(torch.zeros(shape), mesh, [Shard(0)], src_data_rank=None)
+                    fastinit_call(sharded, *values)
+                    fastinit_call(sharded.t() if len(shape) == 2 else sharded, *values)
+    with torch.profiler.profile() as twin:
+        sharded.full_tensor()
+    return collectives(fills), collectives(twin)
+
+
+def test_no_collective_is_needed(ranks):
+    assert all(fills == 0 and twin > 0 for fills, twin in ranks(counted_collectives, ranks.world))
+
+
+def as_a_tensor_would(world: int) -> None:
+    mesh = mesh_of((world,))
+
+    def made(*shape: int) -> DTensor:
+        return distribute_tensor(torch.full(shape, 7.0), mesh, [Shard(0)], src_data_rank=None)
+
+    # lists
+    torch.manual_seed(5)
+    alone = fastinit.normal_([torch.empty(6, 4), torch.empty(5)])
+    torch.manual_seed(5)
+    together = [made(6, 4), made(5)]
+    assert fastinit.normal_(together) is together
+    assert all(same_bits(a.full_tensor(), b) for a, b in zip(together, alone, strict=True))
+    # batches
+    torch.manual_seed(5)
+    with fastinit.batch():
+        batched = [fastinit.normal_(made(6, 4)), fastinit.normal_(made(5))]
+    assert all(same_bits(a.full_tensor(), b) for a, b in zip(batched, alone, strict=True))
+    # flags and fast=False: torch's own result
+    flagged = made(6, 4)
+    fastinit.flag(flagged, False)
+    torch.manual_seed(5)
+    fastinit.normal_(flagged)
+    torch.manual_seed(5)
+    torchs = torch.nn.init.normal_(made(6, 4))
+    assert same_bits(flagged.full_tensor(), torchs.full_tensor())
+    torch.manual_seed(5)
+    assert same_bits(fastinit.normal_(made(6, 4), fast=False).full_tensor(), torchs.full_tensor())
+    fastinit.flag(flagged, True)
+    fastinit.normal_(flagged, stream=STREAM)
+    assert same_bits(flagged.full_tensor(), fastinit.normal_(torch.empty(6, 4), stream=STREAM))
+    # parameters, and autograd, which hears of the write
+    parameter = torch.nn.Parameter(made(6, 4))
+    before = parameter._version
+    assert fastinit.xavier_uniform_(parameter, stream=STREAM) is parameter
+    assert parameter._version > before
+    assert same_bits(parameter.detach().full_tensor(), fastinit.xavier_uniform_(torch.empty(6, 4), stream=STREAM))
+    # values, constants by index
+    fastinit.initialisers.normal(std=0.1).fill(parameter, stream=STREAM)
+    assert same_bits(parameter.detach().full_tensor(), fastinit.normal_(torch.empty(6, 4), std=0.1, stream=STREAM))
+    listed = fastinit.constant_(made(6, 4), [1.0, 2.0, 3.0])
+    assert same_bits(listed.full_tensor(), fastinit.constant_(torch.empty(6, 4), [1.0, 2.0, 3.0]))
+    # layouts, other engines, the transposed tensor
+    turned = made(6, 4)
+    fastinit.kaiming_normal_(turned, stream=STREAM, layout="io")
+    assert same_bits(turned.full_tensor(), fastinit.kaiming_normal_(torch.empty(6, 4), stream=STREAM, layout="io"))
+    for engine in ("reference", "eager", "cpu"):
+        with fastinit.use_engine(engine):
+            fastinit.normal_(turned.t(), stream=STREAM)
+        assert same_bits(turned.full_tensor().t(), fastinit.normal_(torch.empty(4, 6), stream=STREAM))
+
+
+@pytest.mark.filterwarnings("ignore:DTensor random operators")
+def test_a_dtensor_is_taken_as_a_tensor_is(ranks):
+    ranks(as_a_tensor_would, ranks.world)
+
+
+def what_is_refused(world: int) -> None:
+    mesh = mesh_of((world,))
+    rank = torch.distributed.get_rank()
+    placed = f"rank {rank}, DTensor of shape .6, 4. with placements .* at .{rank},. of the mesh .{world},."
+    summands = DTensor.from_local(torch.ones(6, 4), mesh, [Partial()])
+    for call in (fastinit.normal_, fastinit.orthogonal_, fastinit.eye_, fastinit.zeros_):
+        with pytest.raises(ValueError, match=f"{placed}: .*holds summands of the tensor"):
+            call(summands)
+    odd = DTensor.from_local(torch.ones(1, 4), mesh, [Shard(0)], shape=(6, 4), stride=(4, 1))
+    rows = -(-6 // world)
+    rows = max(min(6 - rank * rows, rows), 0)
+    expected = f"expected a local tensor of shape .{rows}, 4., found .1, 4."
+    if rows != 1:
+        with pytest.raises(ValueError, match=f"{placed}: {expected}"):
+            fastinit.normal_(odd)
+        assert torch.equal(odd.to_local(), torch.ones(1, 4))
+    unknown = DTensor.from_local(torch.ones(6, 4), mesh, [OfSomebody()])
+    with pytest.raises(ValueError, match=f"{placed}: fastinit knows Replicate, Shard and _StridedShard, and not"):
+        fastinit.uniform_(unknown)
+    with pytest.raises(ValueError, match="Fan in and fan out can not be computed"):
+        fastinit.xavier_normal_(distribute_tensor(torch.empty(6), mesh, [Shard(0)], src_data_rank=None))
+    with pytest.raises(RuntimeError, match="cannot serve stream="):
+        fastinit.normal_(
+            distribute_tensor(torch.empty(6, dtype=torch.complex64), mesh, [Shard(0)], src_data_rank=None),
+            stream=STREAM,
+        )
+
+
+class OfSomebody(Replicate):
+    """A placement that fastinit does not know."""
+
+
+def test_what_is_refused(ranks):
+    ranks(what_is_refused, ranks.world)

@@ -18,6 +18,7 @@ from common import python, same_bits
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.tensor import DTensor, Partial, Shard
 from torch.nn.utils import parametrizations, prune
 
 import fastinit
@@ -1035,8 +1036,17 @@ def test_many_rules_for_many_parameters_take_no_square_of_time(monkeypatch):
 
 
 @pytest.mark.usefixtures("one_process")
-def test_a_dtensor_is_an_error_for_now():
+def test_what_is_wrong_with_dtensors_is_told_together():
+    mesh = torch.distributed.init_device_mesh("cpu", (1,))
     model = nn.Linear(4, 4)
-    fully_shard(model, mesh=torch.distributed.init_device_mesh("cpu", (1,)))
-    with pytest.raises(RulesError, match=r"weight \(4, 4\) is a DTensor"):
-        initialize(model, "torch_default", seed=SEED)
+    fully_shard(model, mesh=mesh)
+    model.summands = nn.Parameter(DTensor.from_local(torch.ones(3), mesh, [Partial()]))
+    model.odd = nn.Parameter(DTensor.from_local(torch.ones(2), mesh, [Shard(0)], shape=(3,), stride=(1,)))
+    before = model.weight.full_tensor().clone()
+    with pytest.raises(RulesError) as error:
+        initialize(model, {"*": normal()}, seed=SEED)
+    assert "summands (3,) cannot be initialised: rank 0, DTensor of shape (3,)" in str(error.value)
+    assert "holds summands of the tensor" in str(error.value)
+    assert "odd (3,) cannot be initialised: rank 0" in str(error.value)
+    assert "expected a local tensor of shape (3,), found (2,)" in str(error.value)
+    assert same_bits(model.weight.full_tensor(), before)

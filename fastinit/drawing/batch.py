@@ -169,7 +169,8 @@ def defer(
     if (deferred := watched()) is not None:
         deferred.add_fill(out, draw, first, steps, owner, engine)
         return True
-    return isinstance(engine, JobEngine) and put_off(engine, lambda job: job.add_fill(out, draw, first, steps, owner))
+    held = None if owner is None else memory_of(owner)
+    return isinstance(engine, JobEngine) and put_off(engine, lambda job: job.add_fill(out, draw, first, steps, held))
 
 
 def seeing() -> Watched | None:

@@ -24,12 +24,20 @@ Write = Callable[[Tensor, Stream], object]  # fills a tensor from a stream
 
 
 class Source(NamedTuple):
-    """Where a fill comes from: the initialiser, its arguments, and whether a default generator chose its stream."""
+    """Where a fill comes from: the initialiser, its arguments, and whether a default generator chose its stream.
+
+    Where the fill is of a part of a global tensor: that one's `shape`, and the index there of the `first` element.
+    """
 
     initialiser: str
     values: tuple[Any, ...]
     by_default: bool
     layout: Any = None
+    shape: torch.Size | None = None
+    first: tuple[int, ...] = ()
+
+    def part(self, shape: torch.Size, first: tuple[int, ...]) -> Source:
+        return self._replace(shape=shape, first=first)
 
 
 NOBODY = Source("", (), False)
@@ -56,7 +64,6 @@ class Fill(NamedTuple):
     stream_id: int
     source: Source
     number: int  # of the call; copies have the same
-    given: torch.Size  # of the tensor that the caller gave: of a DTensor the global one
     name: str = ""  # by which its stream was chosen
 
     @property
@@ -194,11 +201,19 @@ class Deferred:
     def add_shard(self, target: Shard, write: Callable[[Shard, Stream], object], stream: Stream) -> None:
         """A fill of the boxes that a local tensor holds of a global one."""
         shape, boxes = target.shape, target.boxes  # not the target, which would keep its memory alive
+        if not boxes:
+            return
+        self.source = self.source.part(shape, boxes[0].offset)
 
         def by(out: Tensor, stream: Stream) -> None:
             write(Shard(out, shape, boxes), stream)
 
-        self.add(target.local, by, stream.seed, stream.id, target.owner)
+        before = self.defer
+        try:
+            self.defer = before and target.is_all_of_local  # for a part of some memory can neither cover nor replace
+            self.add(target.local, by, stream.seed, stream.id, target.owner)
+        finally:
+            self.defer = before
 
     def add(
         self, out: Tensor, by: Plan | ByEngine | Write, seed: int, stream_id: int, owner: Tensor | None = None
@@ -206,7 +221,7 @@ class Deferred:
         storage, owner = out.untyped_storage(), out if owner is None else owner
         key, source = key_in(storage), self.source
         offset, number = int(out.storage_offset()), next(self.numbers)
-        fill = Fill(out.dtype, offset, out.shape, out.stride(), by, seed, stream_id, source, number, owner.shape)
+        fill = Fill(out.dtype, offset, out.shape, out.stride(), by, seed, stream_id, source, number)
         # What cannot be resized is NumPy's, a file's or another process's as well.
         if not self.defer or key in self.known or not storage.resizable():
             self.flush([key])

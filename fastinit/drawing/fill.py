@@ -59,11 +59,14 @@ def fill(
     for tensor in (local,) if given is local else (local, given):  # torch keeps count of each
         if not tensor.is_inference():
             increment_version((tensor,))  # autograd must hear of writes that go around it, interrupted ones too
-    if isinstance(target, Shard) and len(target.boxes) > 1 and (deferred := batch.watched()) is not None:
+    deferred = batch.watched() if isinstance(target, Shard) and later else None
+    if deferred is not None and isinstance(target, Shard) and len(target.boxes) > 1 and target.is_all_of_local:
         deferred.add_shard(target, functools.partial(fill_shard, law, compiled), stream)
         return engine
     for memory, offset in parts:
         if memory.numel():
+            if deferred is not None:
+                deferred.source = deferred.source.part(torch.Size(target.shape), offset)
             out = memory if memory.dtype is dtype else memory.view(dtype)
             first, steps = first_of(offset, target.shape) if isinstance(target, Shard) else (0, None)
             owner = given if memory is local else None

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..kernels.runs import row_major
+from ..kernels.runs import row_major, unravelled
 
 LARGEST = 2**62  # elements, so that no index leaves 64 bits on its way
 
@@ -90,6 +90,16 @@ class Shard:
         """The same with the dimensions in another order, of the global tensor too."""
         shape = torch.Size(tuple(self.shape[d] for d in order))
         return replace(self, shape=shape, boxes=tuple(box.permute(order) for box in self.boxes), owner=None)
+
+    def index_of(self, offset: int) -> tuple[int, ...] | None:
+        """The index in the global tensor of the local element so far behind the first one; None if it is in no box."""
+        for box in self.boxes:
+            steps = [step if size > 1 else 0 for size, step in zip(box.shape, box.stride, strict=True)]
+            index = unravelled(offset - box.begin, steps)
+            reached = sum(at * step for at, step in zip(index, steps, strict=True))
+            if reached == offset - box.begin and all(0 <= at < n for at, n in zip(index, box.shape, strict=True)):
+                return tuple(at + start for at, start in zip(index, box.offset, strict=True))
+        return None
 
     @property
     def is_all_of_local(self) -> bool:
@@ -208,7 +218,21 @@ def rows(target: Target, begin: int, end: int) -> Target:
     if isinstance(target, Tensor):
         return target[begin:end]
     shape = torch.Size((end - begin, *target.shape[1:]))
-    return replace(target, shape=shape, boxes=tuple(box.rows(begin, end) for box in target.boxes), owner=None)
+    boxes = tuple(part for box in target.boxes if 0 not in (part := box.rows(begin, end)).shape)
+    return cut_to(Shard(target.local, shape, boxes))
+
+
+def cut_to(target: Shard) -> Shard:
+    """The same with the rows of the local tensor that the boxes lie in, if they are all of these."""
+    local, boxes = target.local, target.boxes
+    step = local.stride(0) if local.dim() else 0
+    if not boxes or step == 0 or step < max(local.stride()):
+        return target
+    first = min(box.begin // step for box in boxes)
+    last = max(box.begin // step + box.shape[0] for box in boxes)
+    boxes = tuple(box._replace(begin=box.begin - first * step) for box in boxes)
+    part = replace(target, local=local.detach()[first:last], boxes=boxes)
+    return part if part.is_all_of_local else target
 
 
 def first_of(offset: Sequence[int], shape: Sequence[int]) -> tuple[int, tuple[int, ...]]:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Generator
 
+from ..drawing.dtensor import placed
 from ..drawing.regions import Target, rows
 from ..drawing.streams import Stream
 from ..kernels.runs import row_major
@@ -65,7 +66,7 @@ class Gates:
         """
         for begin, end, value in self.blocks(tuple(tensor.shape)):
             with torch.no_grad():
-                part: Any = rows(tensor, begin, end)
+                part: Any = rows(placed(tensor, True), begin, end)
             own, steps = stream, row_major(part.shape)
             if stream is not None and len(self.layout) > 1:
                 own = stream.part(begin * steps[0], part.shape, steps)

@@ -16,6 +16,7 @@ from torch import Tensor, UntypedStorage
 from ..drawing import flags, torch_private as private
 from ..drawing.batch import Watched, blocks, settle, within
 from ..drawing.deferred import Deferred, Fill, Source
+from ..drawing.dtensor import placed
 from ..drawing.route import TORCH, changes_nothing, decided_by_others, outside_contract, way
 from ..init import dirac_, eye_, orthogonal_, sparse_
 from ..initialisers import constants
@@ -196,7 +197,7 @@ class Block:
             done = type(value) in (int, float) and constants.fill(None, tensor, value)
             return tensor if done else by_torch()
         if name in MATRICES:
-            by = way(tensor, generator, None, None, name)
+            by = way(placed(tensor), generator, None, None, name)
             return by_torch() if by is TORCH else MATRICES[name](tensor, *values, generator)
         if name in PATTERNS:
             return self.serve_pattern(call)

@@ -10,6 +10,7 @@ from torch import Tensor, UntypedStorage
 from torch.nn.parameter import is_lazy
 
 from ..drawing.deferred import Fill, key_in, key_of, reference
+from ..drawing.dtensor import memory_of
 from . import origins
 from .operations import Operation, tensors
 from .walk import has_memory, named_tensors
@@ -59,14 +60,14 @@ class Coverage:
 
     def made(self, tensor: Tensor) -> None:
         """New memory, that nothing has written."""
-        storage = tensor.untyped_storage()
+        storage = memory_of(tensor).untyped_storage()
         self.numbered.pop(key_in(storage), None)
         self.unwritten[key_in(storage)] = Unwritten(storage, tensor.itemsize)
 
     def wrote(self, tensor: Tensor) -> None:
         """A tensor was written, all of it."""
         found = self.unwritten.get(key_of(tensor))
-        if found is not None and found.write(tensor):
+        if found is not None and found.write(memory_of(tensor)):
             del self.unwritten[key_of(tensor)]
 
     def drew(self, fill: Fill, storage: UntypedStorage) -> None:
@@ -77,8 +78,8 @@ class Coverage:
 
     def misses(self, tensor: Tensor) -> bool:
         """Whether something of this tensor was not written."""
-        found = self.unwritten.get(key_of(tensor))
-        return found is not None and found.misses(tensor)
+        found, local = self.unwritten.get(key_of(tensor)), memory_of(tensor)
+        return found is not None and local.numel() > 0 and found.misses(local)
 
     def did(self, done: Operation, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, room: int) -> None:
         """An operation was done. `room`: the bytes of the first tensor's memory before."""

@@ -13,7 +13,8 @@ from torch.nn.parameter import is_lazy
 
 from ..drawing import flags
 from ..drawing.batch import within
-from ..drawing.regions import Target, rows, shard
+from ..drawing.dtensor import is_dtensor, placed
+from ..drawing.regions import Target, local_of, rows, shard
 from ..drawing.route import may_overlap
 from ..drawing.streams import Stream
 from ..drawing.tell import bar, quiet
@@ -128,8 +129,10 @@ def unfit(entry: Entry, device: torch.device | None) -> str | None:
     tensor = entry.tensor
     if is_lazy(tensor):
         return f"is lazy, and gets its shape from the first batch: run one{WAY_OUT}"
-    if hasattr(tensor, "device_mesh"):
-        return f"is a DTensor, whose parts would be drawn apart: initialise the model before it is sharded{WAY_OUT}"
+    try:
+        local = local_of(placed(tensor, True))
+    except ValueError as error:
+        return f"cannot be initialised: {error}"
     if tensor.layout is not torch.strided:
         return f"has the layout {tensor.layout}, and initialisers fill dense tensors{WAY_OUT}"
     if tensor.is_quantized:
@@ -141,11 +144,13 @@ def unfit(entry: Entry, device: torch.device | None) -> str | None:
         return (emptied if getattr(tensor, "ds_numel", None) else "has no elements") + WAY_OUT
     if entry.assign is not None and entry.padding() is not None:
         return "is computed, and has a row for padding, which may not be zeros then: rules may name what it is from"
+    if entry.assign is not None and any(is_dtensor(part.tensor) for part in entry.parts):
+        return "is computed from DTensors, which hold parts of it: rules may name what it is from"
     if tensor.is_inference() and not torch.is_inference_mode_enabled():
         return f"is an inference tensor, which nothing may write outside torch.inference_mode(){WAY_OUT}"
     if tensor.is_meta and device is None:
         return "is on the meta device, without memory: give device="
-    if may_overlap(tensor):
+    if may_overlap(local):
         return f"has elements that share memory, as expand() makes them: give it memory of its own, by clone(){WAY_OUT}"
     return None
 
@@ -201,8 +206,7 @@ def laid_out(found: Matched, device: torch.device | None, dtype: torch.dtype | N
             place = old.device if device is None else device
             kind = changed(old, dtype) if one.is_parameter else old.dtype
             if place != old.device or kind is not old.dtype:
-                empty = functools.partial(torch.empty_strided, old.shape, old.stride(), device=place, dtype=kind)
-                made.append((one, empty() if id(one) in anew else old.to(place, kind)))
+                made.append((one, empty_as(old, place, kind) if id(one) in anew else old.to(place, kind)))
     before = [(one, one.tensor, one.tensor.data) for one, _ in made]
     try:
         for one, new in made:
@@ -215,6 +219,13 @@ def laid_out(found: Matched, device: torch.device | None, dtype: torch.dtype | N
             else:
                 place_in(one, tensor)
         raise
+
+
+def empty_as(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """New memory for a tensor, in the same order; for a DTensor's local one."""
+    if is_dtensor(tensor):
+        return torch.empty_like(tensor, device=device, dtype=dtype)
+    return torch.empty_strided(tensor.shape, tensor.stride(), device=device, dtype=dtype)
 
 
 def exchange(entry: Entry, new: Tensor) -> None:
@@ -338,7 +349,7 @@ def pad(entry: Entry, target: Target) -> None:
     row = entry.padding()
     if row is not None:
         with torch.no_grad():
-            zeros_(rows(target, row, row + 1))
+            zeros_(rows(placed(target, True), row, row + 1))
 
 
 @contextlib.contextmanager

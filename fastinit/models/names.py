@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import UntypedStorage
+from torch import Tensor, UntypedStorage
 
 from ..drawing.deferred import Fill, key_in, reference
+from ..drawing.dtensor import memory_of, placed
+from ..drawing.regions import Shard
 from ..drawing.streams import Stream
-from ..kernels.runs import reach, row_major
+from ..kernels.runs import reach, row_major, unravelled
 from .walk import has_memory, named_tensors
+
+EMPTY = torch.empty(0, device="cpu")
 
 
 class Place(NamedTuple):
-    """Where a named tensor lies in its memory; offsets and sizes in elements."""
+    """Where a named tensor lies in its memory; offsets and sizes in elements.
+
+    Of a DTensor it is the local one, and `whole` says which part of which tensor that is.
+    """
 
     name: str
     offset: int
     shape: torch.Size
     stride: tuple[int, ...]
     dtype: torch.dtype
+    whole: Shard | None = None
 
     @property
     def reach(self) -> int:
@@ -40,17 +49,39 @@ class Place(NamedTuple):
     def stream_of(self, fill: Fill, seed: int) -> Stream:
         """By name; of a part by where it lies in the tensor, in row-major order whatever the order in memory."""
         stream = Stream.named(self.name, seed)
-        if fill.elements == self.shape.numel():
+        whole, shape = self.whole, fill.source.shape
+        if whole is None or shape is None:
+            elements, every = fill.elements, self.shape.numel()
+        else:  # a part of a part: of each the global tensor counts
+            elements, every = shape.numel(), whole.numel()
+        if elements == every:
             return stream
+        if whole is not None and (found := self.part_of(fill, whole)) is not None:
+            return stream.part(*found)
         offset, steps = fill.offset - self.offset, fill.stride
         if steps == self.stride and all(steps):  # a box of the tensor
-            rest, offset, logical = offset, 0, row_major(self.shape)
-            longer = [dimension for dimension, size in enumerate(self.shape) if size > 1]
-            for dimension in sorted(longer, key=lambda dimension: -steps[dimension]):
-                index, rest = divmod(rest, steps[dimension])
-                offset += index * logical[dimension]
-            steps = logical
+            logical = row_major(self.shape)
+            index = unravelled(offset, [step if size > 1 else 0 for size, step in zip(self.shape, steps, strict=True)])
+            offset, steps = sum(at * step for at, step in zip(index, logical, strict=True)), logical
         return stream.part(offset, fill.shape, steps)
+
+    def part_of(self, fill: Fill, whole: Shard) -> tuple[int, Sequence[int], Sequence[int]] | None:
+        """Of a part of a DTensor: its place in the tensor, its shape and steps, whatever of it is here."""
+        shape, first = fill.source.shape, fill.source.first
+        here = whole.index_of(fill.offset - self.offset)
+        if shape is None or here is None or len(shape) != whole.dim():
+            return None
+        steps = row_major(whole.shape)
+        return sum((at - own) * step for at, own, step in zip(here, first, steps, strict=True)), shape, steps
+
+
+def held(tensor: Tensor) -> Shard | None:
+    """Which part of a DTensor is here, without its memory; None for other tensors and where that is not known."""
+    try:
+        found = placed(tensor, True)
+    except ValueError:
+        return None
+    return replace(found, local=EMPTY, owner=None) if isinstance(found, Shard) else None
 
 
 class Names:
@@ -73,8 +104,9 @@ class Names:
         self.places.clear()
         for name, tensor in named_tensors(self.model):
             if has_memory(tensor):
-                storage = tensor.untyped_storage()
-                place = Place(name, int(tensor.storage_offset()), tensor.shape, tensor.stride(), tensor.dtype)
+                local = memory_of(tensor)
+                storage, begin = local.untyped_storage(), int(local.storage_offset())
+                place = Place(name, begin, local.shape, local.stride(), tensor.dtype, held(tensor))
                 self.places.setdefault(key_in(storage), (reference(storage), []))[1].append(place)
 
     def place_of(self, fill: Fill, storage: UntypedStorage) -> Place | None:

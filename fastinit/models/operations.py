@@ -45,6 +45,8 @@ class Operation:
         arguments = func._schema.arguments
         self.names = [argument.name for argument in arguments]
         self.written = {a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write}
+        if func.namespace == "c10d":  # collectives, which do not say what they write
+            self.written = set(self.names)
         self.out = {argument.name for argument in arguments if argument.is_out}
 
     def given(self, names: set[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:

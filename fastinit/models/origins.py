@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, UntypedStorage
 
 from ..drawing.deferred import Fill, key_in, key_of, reference
+from ..drawing.dtensor import memory_of
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def keep(tensor: Tensor, computed: bool) -> None:
     with lock:
         found = origins.get(key_of(tensor))
         if found is None and computed:
-            found = Origin(reference(tensor.untyped_storage()), computed=True)
+            found = Origin(reference(memory_of(tensor).untyped_storage()), computed=True)
         if found is not None and not tensor.is_inference():
             origins[key_of(tensor)] = replace(found, version=tensor._version)
 

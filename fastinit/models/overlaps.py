@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..drawing.deferred import key_of
+from ..drawing.dtensor import memory_of
 from ..kernels.runs import reach
 from .entries import Entry
 
@@ -22,12 +23,12 @@ def overlaps(found: Sequence[Entry], written: Set[int]) -> Iterator[str]:
                 yield f"{entry.name} is computed from {part.name}, as {other.name}, and that would be written twice"
     by_memory: dict[int, list[Entry]] = {}
     for entry in found:
-        if entry.assign is None and (key := memory_of(entry.tensor)) is not None:
+        if entry.assign is None and (key := key_if_any(entry.tensor)) is not None:
             by_memory.setdefault(key, []).append(entry)
     for alike in by_memory.values():
         for place, entry in enumerate(alike):
             others = [one for one in alike[:place] if id(entry) in written or id(one) in written]
-            shared = [one.name for one in others if meet(one.tensor, entry.tensor)]
+            shared = [one.name for one in others if meet(memory_of(one.tensor), memory_of(entry.tensor))]
             if shared:
                 yield (
                     f"{entry.name} shares memory with {', '.join(shared)}, and would be written twice: have one "
@@ -35,9 +36,9 @@ def overlaps(found: Sequence[Entry], written: Set[int]) -> Iterator[str]:
                 )
 
 
-def memory_of(tensor: Tensor) -> int | None:
+def key_if_any(tensor: Tensor) -> int | None:
     try:
-        return key_of(tensor) if tensor.numel() else None
+        return key_of(tensor) if memory_of(tensor).numel() else None
     except (NotImplementedError, RuntimeError, ValueError):  # lazy, sparse, a wrapper around others
         return None
 

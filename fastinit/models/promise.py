@@ -53,7 +53,7 @@ def mixed(shares: Sequence[int], moments: Sequence[Moments]) -> Moments:
 
 def written(fill: Fill) -> str:
     """A fill as a call: `normal_(0, 0.02)`."""
-    name, values, _, layout = fill.source
+    name, values, layout = fill.source.initialiser, fill.source.values, fill.source.layout
     if not name:
         return "?"
     shown = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in values]
@@ -62,10 +62,10 @@ def written(fill: Fill) -> str:
 
 def moments_of(fill: Fill) -> Moments | None:
     """The mean and standard deviation that a fill promises, if it has them."""
-    name, values, _, layout = fill.source
+    name, values, layout = fill.source.initialiser, fill.source.values, fill.source.layout
     try:
         with quiet():
-            return found(name, values, layout, fill.dtype, fill.shape)
+            return found(name, values, layout, fill.dtype, fill.source.shape or fill.shape)
     except (ArithmeticError, ValueError, TypeError, RuntimeError, KeyError):  # odd arguments, which torch took
         return None
 

@@ -8,6 +8,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from ..drawing.dtensor import memory_of
+
 N = TypeVar("N", bound=Tensor)
 
 # Modules of torch's that hold another one, and the name that they give it.
@@ -90,6 +92,7 @@ def alike(tensor: Tensor, memory: Tensor) -> Tensor:
 def has_memory(tensor: Tensor) -> bool:
     """Whether a tensor has elements in memory that can be asked for."""
     try:
-        return not tensor.is_meta and tensor.numel() > 0 and tensor.untyped_storage().nbytes() > 0
+        memory = memory_of(tensor)
+        return not memory.is_meta and memory.numel() > 0 and memory.untyped_storage().nbytes() > 0
     except (NotImplementedError, RuntimeError, ValueError):  # a wrapper around others, one that is made later
         return False

@@ -1,0 +1,166 @@
+"""Whole models that are sharded: the bits of the single process, by rules, by `accelerate` and by `build`."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from common import same_bits
+from ranks import group
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+import fastinit
+from fastinit.initialisers import gates, normal, ones, orthogonal, trunc_normal, xavier_uniform, zeros
+
+SEED = 5
+
+
+class Layer(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, 3 * width)
+        self.down = nn.Linear(3 * width, width)
+
+    def forward(self, x):
+        return x + self.down(torch.relu(self.up(self.norm(x))))
+
+
+class Model(nn.Module):
+    def __init__(self, width: int = 10) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(23, width, padding_idx=4)
+        self.layers = nn.ModuleList([Layer(width) for _ in range(2)])
+        self.cell = nn.LSTMCell(width, width)
+        self.head = nn.Linear(width, 23, bias=False)
+
+    def forward(self, tokens):
+        x = self.embedding(tokens)
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x)
+
+    def init_weights(self):
+        """As libraries do it: twice, by functions and by methods."""
+        for _ in range(2):
+            for module in self.modules():
+                if isinstance(module, nn.Linear):
+                    nn.init.trunc_normal_(module.weight, std=0.02)
+                    if module.bias is not None:
+                        module.bias.data.zero_()
+                elif isinstance(module, nn.Embedding):
+                    module.weight.data.normal_(0, 0.5)
+                elif isinstance(module, nn.LayerNorm):
+                    module.reset_parameters()
+                elif isinstance(module, nn.LSTMCell):
+                    nn.init.orthogonal_(module.weight_ih)
+                    nn.init.kaiming_uniform_(module.weight_hh, a=2.0)
+                    nn.init.xavier_normal_(module.weight_hh)
+                    for bias in (module.bias_ih, module.bias_hh):
+                        nn.init.uniform_(bias, -0.1, 0.1)
+
+
+RULES = {
+    nn.LayerNorm: ones(),
+    "*.up.weight": trunc_normal(std=0.02, bounds="sigma"),
+    "*.bias": zeros(),
+    "cell.weight_*": gates("ifgo", orthogonal(), f=normal(std=0.1)),
+    "cell.bias_*": gates("ifgo", normal(), f=ones()),
+    "*.down.weight": xavier_uniform(),
+    "*": normal(std=0.02),
+}
+
+
+@functools.cache
+def mesh_of(shape: tuple[int, ...]) -> DeviceMesh:
+    return init_device_mesh("cpu", shape, mesh_dim_names=("dp", "tp")[: len(shape)])
+
+
+def sharded(how: str, world: int, model: nn.Module) -> nn.Module:
+    """A model sharded over all ranks."""
+    mesh = mesh_of((world,) if how in ("fsdp", "columns") else (2, world // 2))
+    if how == "both":
+        for layer in model.layers:
+            plan = {"up": ColwiseParallel(), "down": RowwiseParallel()}
+            parallelize_module(layer, mesh["tp"], plan)
+    columns = (lambda parameter: Shard(parameter.dim() - 1)) if how == "columns" else None
+    over = mesh["dp"] if how == "both" else mesh
+    for part in (*model.layers, model):
+        fully_shard(part, mesh=over, shard_placement_fn=columns)
+    assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
+    return model
+
+
+def whole_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: parameter.full_tensor().detach() for name, parameter in model.named_parameters()}
+
+
+def expected(how: str) -> dict[str, torch.Tensor]:
+    model = Model()
+    if how == "rules":
+        fastinit.initialize(model, RULES, seed=SEED)
+    else:
+        with fastinit.accelerate(model, seed=SEED):
+            model.init_weights()
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def check(found: dict[str, torch.Tensor], how: str) -> None:
+    alone = expected(how)
+    assert found.keys() == alone.keys()
+    wrong = [name for name in alone if not same_bits(found[name], alone[name])]
+    assert not wrong, wrong
+
+
+def by_rules(way: str, world: int) -> None:
+    with torch.device("meta"):
+        model = Model()
+    model = sharded(way, world, model)
+    fastinit.initialize(model, RULES, seed=SEED, device="cpu")
+    check(whole_of(model), "rules")
+
+
+def by_the_library(way: str, world: int) -> None:
+    with torch.device("meta"):
+        model = Model()
+    model = sharded(way, world, model)
+    model.to_empty(device="cpu")
+    with fastinit.accelerate(model, seed=SEED) as report:
+        model.init_weights()
+    check(whole_of(model), "accelerate")
+    assert not report.escaped
+
+
+def by_constructor(way: str, world: int) -> None:
+    def make() -> nn.Module:
+        with torch.device("meta"):
+            model = Model()
+        model = sharded(way, world, model) if way else model
+        model.to_empty(device="cpu").init_weights()
+        return model
+
+    found = whole_of(fastinit.build(make, seed=SEED))
+    way = ""
+    alone = fastinit.build(make, seed=SEED)
+    assert all(same_bits(found[name], parameter.detach()) for name, parameter in alone.named_parameters())
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def ranks(request):
+    with group(request.param) as ranks:
+        ranks.world = request.param
+        yield ranks
+
+
+WAYS = ("fsdp", "hybrid", "both")
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("do", [by_rules, by_the_library, by_constructor])
+def test_a_model_that_is_sharded(ranks, do, way):
+    ranks(do, way, ranks.world)
