@@ -55,6 +55,7 @@ class Model(nn.Module):
                         module.bias.data.zero_()
                 elif isinstance(module, nn.Embedding):
                     module.weight.data.normal_(0, 0.5)
+                    nn.init.zeros_(module.weight[module.padding_idx])
                 elif isinstance(module, nn.LayerNorm):
                     module.reset_parameters()
                 elif isinstance(module, nn.LSTMCell):

@@ -8,6 +8,7 @@ tensor parallel) leaves a local tensor with indices that are no neighbours.
 from __future__ import annotations
 
 import functools
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -61,13 +62,19 @@ def cut_of(placement: Any, dimensions: int) -> Cut | None:
 
 
 def indices(
-    shape: Sequence[int], mesh: Sequence[int], coordinate: Sequence[int], placements: Sequence[Any]
+    shape: Sequence[int],
+    mesh: Sequence[int],
+    coordinate: Sequence[int],
+    placements: Sequence[Any],
+    as_fully_shard: bool = False,
 ) -> tuple[tuple[Run, ...], ...]:
     """For each dimension of a global tensor of `shape` its indices that a place in a mesh holds, in their order.
 
     `mesh` is the mesh's shape, `coordinate` the place, `placements` one for each dimension of the mesh. What the place
-    holds is the product of these. Raises `ValueError` for placements that do not fit the mesh or are not known, and
-    for a place that the mesh does not have.
+    holds is the product of these. Placements act from left to right, as in `distribute_tensor` and `full_tensor`;
+    where `as_fully_shard`, a `_StridedShard` acts after the shards to its right that it counts, as FSDP2 really cuts
+    what tensor parallelism has cut. That differs where lengths do not divide. Raises `ValueError` for placements that
+    do not fit the mesh or are not known, and for a place that the mesh does not have.
     """
     if not len(mesh) == len(coordinate) == len(placements):
         raise ValueError(
@@ -76,18 +83,26 @@ def indices(
         )
     if not all(0 <= at < size for at, size in zip(coordinate, mesh, strict=True)):
         raise ValueError(f"the mesh {(*mesh,)} has no place {(*coordinate,)}")
-    cuts = tuple(cut_of(placement, len(shape)) for placement in placements)
-    return _indices(tuple(shape), tuple(mesh), tuple(coordinate), cuts)
+    cuts = [cut_of(placement, len(shape)) for placement in placements]
+    steps = [(cut, places, at) for cut, places, at in zip(cuts, mesh, coordinate, strict=True) if cut is not None]
+    return _indices(tuple(shape), tuple(fully_sharded(steps) if as_fully_shard else steps))
+
+
+def fully_sharded(steps: Sequence[tuple[Cut, int, int]]) -> list[tuple[Cut, int, int]]:
+    """The order in which FSDP2 cuts: each `_StridedShard` as a plain one behind those that its factor counts."""
+    found: list[tuple[Cut, int, int]] = []
+    for cut, places, at in reversed(steps):
+        later = [step for step in found if step[0].dim == cut.dim]
+        counted = cut.factor > 1 and cut.factor == math.prod(step[1] for step in later)
+        found.insert(len(found) if counted else 0, (cut._replace(factor=1) if counted else cut, places, at))
+    return found
 
 
 @functools.lru_cache(4096)
-def _indices(
-    shape: tuple[int, ...], mesh: tuple[int, ...], coordinate: tuple[int, ...], cuts: tuple[Cut | None, ...]
-) -> tuple[tuple[Run, ...], ...]:
+def _indices(shape: tuple[int, ...], steps: tuple[tuple[Cut, int, int], ...]) -> tuple[tuple[Run, ...], ...]:
+    """`steps`: each cut, into how many places, and which place's part is kept."""
     found = [[Run(0, size)] if size else [] for size in shape]
-    for cut, places, at in zip(cuts, mesh, coordinate, strict=True):
-        if cut is None:
-            continue
+    for cut, places, at in steps:
         own: list[Run] = []
         for part in range(cut.factor):
             own += chunk(chunk(found[cut.dim], cut.factor, part), places, at)
@@ -152,16 +167,19 @@ def of_dtensor(tensor: Any) -> Shard:
     coordinate = mesh.get_coordinate()
     if coordinate is None:
         return of_boxes(local, tensor.shape, (), tensor)
+    given = (tensor.shape, tuple(mesh.shape), tuple(coordinate), tensor.placements)
     try:
-        runs = indices(tensor.shape, tuple(mesh.shape), tuple(coordinate), tensor.placements)
+        possible = [indices(*given, as_fully_shard=True), indices(*given)]
     except ValueError as error:
         raise ValueError(f"{described(tensor)}: {error}") from None
-    expected = tuple(sum(run.length for run in own) for own in runs)
-    if expected != tuple(local.shape):
+    sizes = [tuple(sum(run.length for run in own) for own in runs) for runs in possible]
+    if tuple(local.shape) not in sizes:
+        expected = " or ".join(map(str, dict.fromkeys(sizes)))
         raise ValueError(
             f"{described(tensor)}: expected a local tensor of shape {expected}, found {tuple(local.shape)}, of which "
             "nobody knows the indices; nothing was written. fastinit.shard(local, shape, offset) says them"
         )
+    runs = possible[sizes.index(tuple(local.shape))]
     return of_boxes(local, tensor.shape, [*product(runs, strides_of(local))], tensor)
 
 

@@ -12,11 +12,13 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, UntypedStorage
+from torch.utils.weak import WeakIdKeyDictionary
 
 from ..drawing import flags, torch_private as private
 from ..drawing.batch import Watched, blocks, settle, within
-from ..drawing.deferred import Deferred, Fill, Source
+from ..drawing.deferred import Deferred, Fill, Source, key_of
 from ..drawing.dtensor import placed
+from ..drawing.regions import rows
 from ..drawing.route import TORCH, changes_nothing, decided_by_others, outside_contract, way
 from ..init import dirac_, eye_, orthogonal_, sparse_
 from ..initialisers import constants
@@ -59,6 +61,7 @@ class Block:
         self.watched = Watched(self.deferred, self.off, is_seen, self.watch.escaped)
         self.recogniser = Recogniser(self)
         self.report = Report()
+        self.rows: Any = WeakIdKeyDictionary()  # copies of rows of DTensors, and what of these they are
 
     @contextmanager
     def opened(self) -> Iterator[Report]:
@@ -180,6 +183,11 @@ class Block:
     def leaves(self, tensor: Tensor) -> bool:
         """Whether a call with this tensor is not fastinit's to serve, as far as the block tells."""
         return tensor.is_meta or (self.opt_in and flags.flag_of(tensor) is not True)
+
+    def note_rows(self, copy: Tensor, tensor: Tensor, begin: int, end: int) -> None:
+        """Remember which rows of a DTensor a copy is of; a view of them needs nobody's memory."""
+        if key_of(copy) != key_of(tensor):
+            self.rows[copy] = rows(placed(tensor, True), begin, end)
 
     def by_torch(self, call: Call, function: Callable[[], Any]) -> Any:
         """Call torch's function, which may draw; count it if it does."""
