@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import initialisers, random
+from . import initialisers, random, shards
 from .drawing.batch import batch
 from .drawing.flags import flag, use_engine
 from .drawing.regions import shard
@@ -80,9 +80,10 @@ __all__ = [
     "depth_scaled_normal_", "dirac", "dirac_", "exponential_", "eye", "eye_", "flag", "geometric_", "glorot_normal_",
     "glorot_uniform_", "he_normal_", "he_uniform_", "identity_", "initialize", "kaiming_normal", "kaiming_normal_",
     "kaiming_uniform", "kaiming_uniform_", "lecun_normal_", "lecun_uniform_", "log_normal_", "meta", "mup_normal_",
-    "normal", "normal_", "ones_", "orthogonal", "orthogonal_", "random", "random_", "recipes", "shard", "sparse",
-    "sparse_", "trunc_normal_", "uniform", "uniform_", "uniform_unit_scaling_", "use_engine", "variance_scaling_",
-    "write_checkpoint", "xavier_normal", "xavier_normal_", "xavier_uniform", "xavier_uniform_", "zeros_",
+    "normal", "normal_", "ones_", "orthogonal", "orthogonal_", "random", "random_", "recipes", "shard", "shards",
+    "sparse", "sparse_", "trunc_normal_", "uniform", "uniform_", "uniform_unit_scaling_", "use_engine",
+    "variance_scaling_", "write_checkpoint", "xavier_normal", "xavier_normal_", "xavier_uniform", "xavier_uniform_",
+    "zeros_",
 ]  # fmt: skip
 
 # Every public function that fills a tensor has a value of its name; bits_ is no initialiser.

@@ -9,10 +9,11 @@ import contextlib
 import datetime
 import pickle
 import tempfile
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +47,23 @@ class Group:
         self.pipes = pipes
 
     def __call__(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-        """What the function returns on each rank. Raises `AssertionError` with the tracebacks of those that raised."""
+        """What the function returns on each rank. Raises `AssertionError` with the tracebacks of those that raised.
+
+        Once one has raised, the others may wait for it in a collective: after a moment they are not waited for.
+        """
         for pipe in self.pipes:
             pipe.send(pickle.dumps((function, arguments)))
-        answers = []
-        for rank, pipe in enumerate(self.pipes):
-            assert pipe.poll(TIMEOUT), f"rank {rank} does not answer"
-            answers.append(pipe.recv())
-        failed = [f"rank {rank}: {text}" for rank, (well, text) in enumerate(answers) if not well]
+        answers: dict[int, tuple[bool, Any]] = {}
+        end = time.monotonic() + TIMEOUT
+        while len(answers) < len(self.pipes) and (left := end - time.monotonic()) > 0:
+            for pipe in wait([pipe for rank, pipe in enumerate(self.pipes) if rank not in answers], left):
+                answers[self.pipes.index(pipe)] = pipe.recv()
+            if not all(well for well, _ in answers.values()):
+                end = min(end, time.monotonic() + 3)
+        failed = [f"rank {rank}: {text}" for rank, (well, text) in sorted(answers.items()) if not well]
+        failed += [f"rank {rank} does not answer" for rank in range(len(self.pipes)) if rank not in answers]
         assert not failed, "\n".join(failed)
-        return [value for _, value in answers]
+        return [answers[rank][1] for rank in range(len(self.pipes))]
 
 
 @contextlib.contextmanager

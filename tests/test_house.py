@@ -25,7 +25,7 @@ FILES = {
 # From the ground up: a folder imports itself and those before it.
 FLOORS = (
     "version", "kernels", "laws", "drawing", "initialisers", "init", "samplers", "random", "scaled", "structured",
-    "frameworks", "models", "fastinit", "commands",
+    "shards", "frameworks", "models", "fastinit", "commands",
 )  # fmt: skip
 LONGEST_FILE, LONGEST_FUNCTION = 400, 50
 

@@ -85,7 +85,12 @@ def indices(
         raise ValueError(f"the mesh {(*mesh,)} has no place {(*coordinate,)}")
     cuts = [cut_of(placement, len(shape)) for placement in placements]
     steps = [(cut, places, at) for cut, places, at in zip(cuts, mesh, coordinate, strict=True) if cut is not None]
-    return _indices(tuple(shape), tuple(fully_sharded(steps) if as_fully_shard else steps))
+    return cut_into(shape, fully_sharded(steps) if as_fully_shard else steps)
+
+
+def cut_into(shape: Sequence[int], steps: Sequence[tuple[Cut, int, int]]) -> tuple[tuple[Run, ...], ...]:
+    """What is left of a tensor's indices by these steps: each cut, into how many places, and whose part is kept."""
+    return _cut_into(tuple(shape), tuple(steps))
 
 
 def fully_sharded(steps: Sequence[tuple[Cut, int, int]]) -> list[tuple[Cut, int, int]]:
@@ -99,8 +104,7 @@ def fully_sharded(steps: Sequence[tuple[Cut, int, int]]) -> list[tuple[Cut, int,
 
 
 @functools.lru_cache(4096)
-def _indices(shape: tuple[int, ...], steps: tuple[tuple[Cut, int, int], ...]) -> tuple[tuple[Run, ...], ...]:
-    """`steps`: each cut, into how many places, and which place's part is kept."""
+def _cut_into(shape: tuple[int, ...], steps: tuple[tuple[Cut, int, int], ...]) -> tuple[tuple[Run, ...], ...]:
     found = [[Run(0, size)] if size else [] for size in shape]
     for cut, places, at in steps:
         own: list[Run] = []

@@ -45,7 +45,7 @@ def fill(
     `batch` the writing may be put off where `later`. Raises `RuntimeError` where `compiled` insists on a compiled
     engine and there is none.
     """
-    local, parts = (target.local, parts_of(target)) if isinstance(target, Shard) else (target, (Part(target, ()),))
+    local, parts = (target.local, [*parts_of(target)]) if isinstance(target, Shard) else (target, [Part(target, ())])
     if local.is_meta:
         return None
     like, each = law if isinstance(law, ByElement) else (law, ())
@@ -55,6 +55,10 @@ def fill(
     engine = engines.choose(local.device, dtype, compiled, (kind, parameters), by_element=bool(each))
     stream = source(target, generator, stream)  # once it is known that something can draw
     draw = Draw(kind, () if each else parameters, stream.seed, stream.id)
+    if (
+        isinstance(target, Shard) and not parts and target.owner is None
+    ):  # nothing is written, so autograd hears of none
+        return engine
     given = local if isinstance(target, Tensor) or target.owner is None else target.owner
     for tensor in (local,) if given is local else (local, given):  # torch keeps count of each
         if not tensor.is_inference():

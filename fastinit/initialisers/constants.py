@@ -71,10 +71,11 @@ def fill_shard(name: str | None, target: Shard, value: Any) -> bool:
     """The same of the boxes that a local tensor holds."""
     if (name is not None and decided_by_others(name, target)) or not target.local.is_cpu:
         return False
-    increment_version((given_as(target),))
-    whole = target.is_all_of_local
+    whole = target.is_all_of_local and target.local.numel() > 0
     parts = [target.local] if whole else [part.memory for part in parts_of(target)]
-    done = [not part.numel() or fill(None, part, value) for part in parts]
+    if parts:
+        increment_version((given_as(target),))
+    done = [fill(None, part, value) for part in parts]
     return all(done)
 
 

@@ -9,8 +9,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
+from ..drawing.dtensor import placed
+from ..drawing.regions import Target
 from .walk import buffers, joined, parameters, walk
 
 Module = torch.nn.Module
@@ -28,7 +31,7 @@ class Home(NamedTuple):
 class Entry:
     """A parameter or a buffer; or a weight that a module, `how`, computes from other parameters, its `parts`.
 
-    `assign` sets such a weight.
+    `assign` sets such a weight. `cut` says what of a global tensor it holds, where it is no DTensor, which says so.
 
     `aside`: only rules that name it are for it, as buffers and what a weight is computed from; `why` says why one must.
     """
@@ -40,6 +43,17 @@ class Entry:
     parts: list[Entry] = field(default_factory=list)
     how: Module | None = None
     assign: Callable[[Tensor], None] | None = None
+    cut: Callable[[Tensor], Target] | None = None
+
+    def target(self) -> Target:
+        """What is to be filled: the tensor, or what it holds of a global one. Raises what `placed` raises."""
+        found: Target = placed(self.tensor if self.cut is None else self.cut(self.tensor), True)
+        return found
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The global tensor's; () of a lazy one."""
+        return () if is_lazy(self.tensor) else tuple((self.tensor if self.cut is None else self.target()).shape)
 
     @property
     def name(self) -> str:
@@ -53,8 +67,8 @@ class Entry:
         """The row that stands for padding, of an embedding."""
         for _, module, key in self.homes:
             row = getattr(module, "padding_idx", None)
-            if type(row) is int and key == "weight" and self.tensor.dim() == 2:
-                return row % len(self.tensor)
+            if type(row) is int and key == "weight" and len(self.shape) == 2:
+                return row % self.shape[0]
         return None
 
     @property

@@ -13,10 +13,10 @@ from torch.nn.parameter import is_lazy
 
 from ..drawing import flags
 from ..drawing.batch import within
-from ..drawing.dtensor import is_dtensor, placed
-from ..drawing.regions import Target, local_of, rows, shard
+from ..drawing.dtensor import is_dtensor
+from ..drawing.regions import Shard, Target, local_of, rows, shard as region
 from ..drawing.route import may_overlap
-from ..drawing.streams import Stream
+from ..drawing.streams import Stream, has_other_ranks
 from ..drawing.tell import bar, quiet
 from ..init import zeros_
 from ..initialisers.parts import Gates, Keep
@@ -46,6 +46,7 @@ def initialize(
     dtype: torch.dtype | str | None = None,
     progress: bool | None = None,
     only: Iterable[str] | None = None,
+    shard: Callable[[Tensor], Target] | None = None,
 ) -> Report:
     """Initialise every parameter of a model by the first rule that is for it, from `Stream.named(its name, seed)`.
 
@@ -57,7 +58,9 @@ def initialize(
 
     `device`: where parameters get new memory, as for a model on the meta device; tied ones stay tied. `dtype`: what
     floating-point parameters become. `only`: names, such as `missing_keys` of `load_state_dict`; nothing else is
-    touched, and a tensor with several names only if all of them are given. `fast` as everywhere: with False torch
+    touched, and a tensor with several names only if all of them are given. DTensors are filled as the parts that they
+    are, without a collective; what of a tensor others hold `shard` says, such as `fastinit.shards.megatron`. `fast` as
+    everywhere: with False torch
     draws, from generators seeded by name. `progress`: whether to show a bar; None: on a terminal, for what takes more
     than two seconds.
 
@@ -69,6 +72,8 @@ def initialize(
     """
     seed, kind, place = Stream(seed).seed, floating(dtype), memory_on(device)
     found = matched(model, rules, only)
+    for entry in found.entries:
+        entry.cut = None if is_dtensor(entry.tensor) or is_lazy(entry.tensor) else shard
     judge(model, found, place, kind, fast)
     written = [one for one in found.assigned if not isinstance(one.what, Keep)]
     with laid_out(found, place, kind), drawing(model, seed) as (block, report):
@@ -81,9 +86,8 @@ def initialize(
 
 
 def assignment(one: Match, rules: Sequence[Rule]) -> Assignment:
-    tensor = one.entry.tensor
-    shape = () if is_lazy(tensor) else tuple(tensor.shape)
-    return Assignment(one.entry.name, shape, tensor.dtype, shown(one.what), repr(rules[one.rule]))
+    entry = one.entry
+    return Assignment(entry.name, entry.shape, entry.tensor.dtype, shown(one.what), repr(rules[one.rule]))
 
 
 # --- before anything is written ------------------------------------------------------------------
@@ -130,17 +134,18 @@ def unfit(entry: Entry, device: torch.device | None) -> str | None:
     if is_lazy(tensor):
         return f"is lazy, and gets its shape from the first batch: run one{WAY_OUT}"
     try:
-        local = local_of(placed(tensor, True))
+        target = entry.target()
     except ValueError as error:
         return f"cannot be initialised: {error}"
+    local = local_of(target)
+    if entry.cut is None and getattr(tensor, "tensor_model_parallel", False) and has_other_ranks():
+        return f"is a part of a weight of Megatron-LM's: give shard=fastinit.shards.megatron{WAY_OUT}"
     if tensor.layout is not torch.strided:
         return f"has the layout {tensor.layout}, and initialisers fill dense tensors{WAY_OUT}"
     if tensor.is_quantized:
         return f"is quantised: initialise it before quantising it{WAY_OUT}"
-    if not tensor.numel():
-        emptied = (
-            "has no elements here: DeepSpeed ZeRO-3 has taken them; initialise inside deepspeed.zero.GatheredParameters"
-        )
+    if not target.numel():
+        emptied = "has no elements here: DeepSpeed ZeRO-3 has taken them; give shard=fastinit.shards.deepspeed"
         return (emptied if getattr(tensor, "ds_numel", None) else "has no elements") + WAY_OUT
     if entry.assign is not None and entry.padding() is not None:
         return "is computed, and has a row for padding, which may not be zeros then: rules may name what it is from"
@@ -148,7 +153,7 @@ def unfit(entry: Entry, device: torch.device | None) -> str | None:
         return "is computed from DTensors, which hold parts of it: rules may name what it is from"
     if tensor.is_inference() and not torch.is_inference_mode_enabled():
         return f"is an inference tensor, which nothing may write outside torch.inference_mode(){WAY_OUT}"
-    if tensor.is_meta and device is None:
+    if local.is_meta and device is None:
         return "is on the meta device, without memory: give device="
     if may_overlap(local):
         return f"has elements that share memory, as expand() makes them: give it memory of its own, by clone(){WAY_OUT}"
@@ -163,12 +168,15 @@ def is_torchs(tensor: Tensor, dtype: torch.dtype, fast: bool | None) -> bool:
 def refused(one: Match, dtype: torch.dtype | None, fast: bool | None) -> str | None:
     """What an initialiser says of a tensor's shape and dtype, which is tried on one without memory."""
     if not isinstance(one.what, (Initializer, Gates)):
-        return None
-    tensor, kind = one.entry.tensor, changed(one.entry.tensor, dtype)
-    trial: Any = torch.empty(tensor.shape, dtype=kind, device="meta")
+        raw = is_raw(one.entry.target())
+        return f"holds a part of a tensor, and {shown(one.what)} of a rule fills whole ones{WAY_OUT}" if raw else None
+    tensor, kind, shape = one.entry.tensor, changed(one.entry.tensor, dtype), one.entry.shape
+    trial: Any = torch.empty(shape, dtype=kind, device="meta")
     by_torch = is_torchs(tensor, kind, fast)
+    if by_torch and is_raw(one.entry.target()):
+        return "is torch's to draw, by fast=, its flag or its dtype, and torch cannot draw a part of a tensor"
     if not by_torch:
-        trial = shard(trial, tensor.shape, (0,) * tensor.dim())  # of which the arguments are judged, too
+        trial = region(trial, shape, (0,) * len(shape))  # of which the arguments are judged, too
     try:
         with quiet():
             one.what.fill(trial, fast=False if by_torch else None)
@@ -279,12 +287,12 @@ def draw(block: Block, written: Sequence[Match], seed: int, fast: bool | None, p
             if entry.assign is not None:
                 block.off(within, (), fill, entry, value, seed, fast)
     values = [(entry, value) for entry, value in values if entry.assign is None and id(entry.tensor) not in own]
-    total = sum(entry.tensor.numel() for entry, _ in values)
-    with bar(total, "drawing", progress) as meter:
+    sizes = {id(entry): local_of(entry.target()).numel() for entry, _ in values}
+    with bar(sum(sizes.values()), "drawing", progress) as meter:
         size = 0
         for entry, value in values:
             fill(entry, value, seed, fast)
-            size += entry.tensor.numel()
+            size += sizes[id(entry)]
             if size >= GROUP or entry is values[-1][0]:
                 block.off(within, (), block.deferred.do)
                 meter.update(size)
@@ -302,16 +310,22 @@ def fill(entry: Entry, value: Initializer | Gates, seed: int, fast: bool | None)
     """By a value. Its stream is chosen by name when it is drawn, as that of whatever a block draws into the model."""
     stream = seeded_by(entry, seed)
 
-    def by_value(tensor: Tensor) -> None:
-        by_torch = is_torchs(tensor, tensor.dtype, fast)
+    def by_value(tensor: Target) -> None:
+        by_torch = not is_raw(tensor) and is_torchs(local_of(tensor), tensor.dtype, fast)
         generator = torch.Generator(tensor.device).manual_seed(stream.id) if by_torch else None
-        new = entry.assign is not None and not by_torch  # a weight that is not the model's yet, and has no name
+        # A part of a tensor; a weight that is not the model's yet, and has no name.
+        new = is_raw(tensor) or (entry.assign is not None and not by_torch)
         try:
             value.fill(tensor, generator=generator, fast=fast, stream=stream if new else None)
         except (RuntimeError, TypeError, ValueError) as error:  # what torch says only of memory
             raise RulesError(f"{described(entry)} {said_by(value, error)}") from error
 
     write(entry, by_value)
+
+
+def is_raw(target: Target) -> bool:
+    """Whether it is a part of a tensor of which only the caller knows."""
+    return isinstance(target, Shard) and target.owner is None
 
 
 def by_function(block: Block, entry: Entry, function: Callable[[Tensor], object], seed: int) -> None:
@@ -331,12 +345,13 @@ def by_function(block: Block, entry: Entry, function: Callable[[Tensor], object]
     write(entry, checked)
 
 
-def write(entry: Entry, fill_in: Callable[[Tensor], object]) -> None:
+def write(entry: Entry, fill_in: Callable[[Any], object]) -> None:
     """Have a tensor filled, but for zeros that stand for padding; or a new weight, to which a computed one is set."""
     with torch.no_grad():
         if entry.assign is None:
-            fill_in(entry.tensor)
-            pad(entry, entry.tensor)
+            target = entry.target()
+            fill_in(target if is_raw(target) else entry.tensor)
+            pad(entry, target)
         else:
             part = entry.parts[0].tensor
             weight = torch.empty(entry.tensor.shape, dtype=part.dtype, device=part.device)
@@ -349,7 +364,7 @@ def pad(entry: Entry, target: Target) -> None:
     row = entry.padding()
     if row is not None:
         with torch.no_grad():
-            zeros_(rows(placed(target, True), row, row + 1))
+            zeros_(rows(target, row, row + 1))
 
 
 @contextlib.contextmanager

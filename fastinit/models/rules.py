@@ -254,7 +254,10 @@ class Matched:
 
 
 def described(entry: Entry) -> str:
-    shape = "" if torch.nn.parameter.is_lazy(entry.tensor) else f" {tuple(entry.tensor.shape)}"
+    try:
+        shape = "" if torch.nn.parameter.is_lazy(entry.tensor) else f" {entry.shape}"
+    except ValueError:  # which is told of it
+        shape = f" {tuple(entry.tensor.shape)}"
     return f"{entry.name}{shape}"
 
 
