@@ -222,3 +222,39 @@ class OfSomebody(Replicate):
 
 def test_what_is_refused(ranks):
     ranks(what_is_refused, ranks.world)
+
+
+def seeded_apart(world: int) -> None:
+    rank = torch.distributed.get_rank()
+    for shape in MESHES[world]:
+        mesh = mesh_of(shape)
+        sharded = distribute_tensor(torch.full((8, 4), 7.0), mesh, [Shard(0)] * len(shape), src_data_rank=None)
+        torch.manual_seed(0 if rank == 0 else 1)
+        different = r"different numbers: expected \d+, as on rank 0, found \d+ on rank 1"
+        with pytest.raises(RuntimeError, match=different), fastinit.check_ranks():
+            fastinit.normal_(sharded)
+        assert bool((sharded.to_local() == 7).all())
+        torch.manual_seed(0)
+        with fastinit.check_ranks():
+            fastinit.normal_(sharded)
+        torch.manual_seed(0)
+        assert same_bits(sharded.full_tensor(), fastinit.normal_(torch.empty(8, 4)))
+        with pytest.raises(RuntimeError, match="draw it from different numbers"), fastinit.check_ranks():
+            fastinit.orthogonal_(sharded, stream=Stream(rank))
+    model = torch.nn.Linear(3, 4)
+    for act in (
+        lambda seed: fastinit.initialize(model, "torch_default", seed=seed),
+        lambda seed: fastinit.build(torch.nn.Linear, 3, 4, seed=seed),
+        lambda seed: fastinit.accelerate(model, seed=seed).__enter__(),
+    ):
+        before = model.weight.clone()
+        different = "ranks give different seeds for one model: expected 5, as on rank 0"
+        with pytest.raises(RuntimeError, match=different), fastinit.check_ranks():
+            act(5 + rank)
+        assert torch.equal(model.weight, before)
+    with fastinit.check_ranks():
+        fastinit.initialize(model, "torch_default", seed=5)
+
+
+def test_ranks_that_are_seeded_apart_are_told_where_they_are_asked(ranks):
+    ranks(seeded_apart, ranks.world)

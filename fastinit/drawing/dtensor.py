@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from . import flags
+from .ranks import agree_on
 from .regions import Box, Run, Shard, Target, of_boxes, product, strides_of
 
 MODULE = "torch.distributed.tensor"
@@ -185,6 +186,20 @@ def of_dtensor(tensor: Any) -> Shard:
         )
     runs = possible[sizes.index(tuple(local.shape))]
     return of_boxes(local, tensor.shape, [*product(runs, strides_of(local))], tensor)
+
+
+def check_number(target: Shard, number: int) -> None:
+    """Raise `RuntimeError` where the ranks of a DTensor have drawn different numbers: see `check_ranks`."""
+    tensor: Any = target.owner
+    if is_dtensor(tensor) and tensor.device_mesh.get_coordinate() is not None:
+        mesh = tensor.device_mesh
+        agree_on(
+            f"{described(tensor)}: ranks draw it from different numbers",
+            number,
+            [mesh.get_group(dimension) for dimension in range(mesh.ndim)],
+            "seed all ranks alike (torch.manual_seed), and have them make the same calls; or draw by names: "
+            "fastinit.initialize, stream=fastinit.Stream.named(name, seed)",
+        )
 
 
 def described(tensor: Any) -> str:

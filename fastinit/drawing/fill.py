@@ -55,9 +55,7 @@ def fill(
     engine = engines.choose(local.device, dtype, compiled, (kind, parameters), by_element=bool(each))
     stream = source(target, generator, stream)  # once it is known that something can draw
     draw = Draw(kind, () if each else parameters, stream.seed, stream.id)
-    if (
-        isinstance(target, Shard) and not parts and target.owner is None
-    ):  # nothing is written, so autograd hears of none
+    if isinstance(target, Shard) and not parts and target.owner is None:  # nothing to write
         return engine
     given = local if isinstance(target, Tensor) or target.owner is None else target.owner
     for tensor in (local,) if given is local else (local, given):  # torch keeps count of each

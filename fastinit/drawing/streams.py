@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from ..kernels.contract import GPUS
+from .dtensor import check_number
+from .ranks import checking
 from .regions import Shard, Target
 from .tell import warn_once
 from .torch_private import constant_in_graphs
@@ -140,8 +142,11 @@ def source(target: Target, generator: torch.Generator | None, stream: Stream | N
     if stream is None:
         if generator is None and not isinstance(target, Shard):
             generator = default_generator(target.device)
-        return Stream(drawn_seed(generator))
-    check_source(generator, stream)
+        stream = Stream(drawn_seed(generator))
+    else:
+        check_source(generator, stream)
+    if isinstance(target, Shard) and checking.get():
+        check_number(target, stream.seed ^ stream.id)
     return stream
 
 

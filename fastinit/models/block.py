@@ -18,6 +18,7 @@ from ..drawing import flags, torch_private as private
 from ..drawing.batch import Watched, blocks, settle, within
 from ..drawing.deferred import Deferred, Fill, Source, key_of
 from ..drawing.dtensor import placed
+from ..drawing.ranks import agree_on_seed
 from ..drawing.regions import rows
 from ..drawing.route import TORCH, changes_nothing, decided_by_others, outside_contract, way
 from ..init import dirac_, eye_, orthogonal_, sparse_
@@ -76,6 +77,7 @@ class Block:
             stack.callback(self.close)
             stack.callback(self.close)
             if self.seed is not None:
+                agree_on_seed(self.seed)
                 stack.enter_context(seeded(self.seed))
             stack.enter_context(self.counted())
             here.blocks.append(self)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from ..drawing.deferred import key_of
+from ..drawing.ranks import agree_on_seed
 from ..drawing.streams import Stream
 from . import origins
 from .block import Block, seeded
@@ -77,6 +78,7 @@ def constructed_by_name(
         judge(model, problems)
         block.deferred.renamed = Names(model, seed, coverage.drawn)
 
+    agree_on_seed(seed)
     with seeded(seed), registering() as new:
         model, _, report = constructed(make, finish)
     return model, problems, report
