@@ -776,7 +776,7 @@ def test_only_with_no_names_does_nothing():
 def test_only_names_what_the_model_has():
     model = Net()
     found = untouched(model, lambda: initialize(model, RULES, seed=SEED, only=["layer.1.weight"]))
-    assert found.match(r"only= names tensors that Net does not have: 'layer\.1\.weight' \(near it: layers\.1\.weight\)")
+    assert found.match(r"Net has no tensors of these names: 'layer\.1\.weight' \(near it: layers\.1\.weight\)")
 
 
 def test_what_is_not_in_only_needs_no_rule():

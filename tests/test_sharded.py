@@ -8,6 +8,7 @@ import pytest
 import torch
 from common import same_bits
 from ranks import group
+from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -15,6 +16,9 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import fastinit
+from fastinit import regenerate, write_checkpoint
+from fastinit.drawing.dtensor import placed
+from fastinit.drawing.regions import parts_of
 from fastinit.initialisers import gates, normal, ones, orthogonal, trunc_normal, xavier_uniform, zeros
 
 SEED = 5
@@ -149,6 +153,31 @@ def by_constructor(way: str, world: int) -> None:
     way = ""
     alone = fastinit.build(make, seed=SEED)
     assert all(same_bits(found[name], parameter.detach()) for name, parameter in alone.named_parameters())
+
+
+def again_from_names(way: str, world: int, folder: str) -> None:
+    """A running job's parts, and a checkpoint, without its memory or other ranks."""
+    with torch.device("meta"):
+        model = sharded(way, world, Model())
+        plain = Model()
+    rank = torch.distributed.get_rank()
+    if rank == world - 1:
+        alone = expected("rules")
+        write_checkpoint(model, RULES, f"{folder}/{way}", seed=SEED)
+        saved = load_file(f"{folder}/{way}/model.safetensors")
+        assert saved.keys() == alone.keys()
+        assert all(same_bits(saved[name], alone[name]) for name in alone)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    fastinit.initialize(model, RULES, seed=SEED, device="cpu")
+    for name, parameter in model.named_parameters():
+        for part in parts_of(placed(parameter)):
+            assert same_bits(part.memory, regenerate(plain, name, part.where, rules=RULES, seed=SEED)), name
+            assert same_bits(part.memory, regenerate(model, name, part.where, rules=RULES, seed=SEED)), name
+
+
+@pytest.mark.parametrize("way", ["fsdp", "both"])
+def test_any_part_is_made_again(ranks, way, tmp_path):
+    ranks(again_from_names, way, ranks.world, str(tmp_path))
 
 
 @pytest.fixture(scope="module", params=[2, 4])

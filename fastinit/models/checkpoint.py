@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from ..drawing.batch import at_once, settle, unseen
+from ..drawing.dtensor import is_dtensor
 from ..drawing.regions import shard
 from ..drawing.streams import CONTRACT, Stream
 from ..drawing.tell import bar, quiet
@@ -70,7 +71,8 @@ def write_checkpoint(
 ) -> list[Path]:
     """Write what `initialize(model, rules, seed=seed, dtype=dtype)` makes of a model as safetensors; returns the files.
 
-    The model may be on the meta device, and is left as it is: tensors are drawn part by part, straight into the files.
+    The model may be on the meta device or sharded (one rank writes all of it, without the others), and is left as it
+    is: tensors are drawn part by part, straight into the files.
     As a whole, one at a time, are drawn those of `orthogonal` and its like, of functions, and what torch draws (complex
     numbers, flags). `model.safetensors`, or shards of at most `shard_size` with their index, as transformers and
     safetensors read them; tied parameters once, by their first name; persistent buffers as they are. transformers'
@@ -132,11 +134,14 @@ def rules_text(rules: Any, found: Matched) -> Any:
 
 def unknown_to_safetensors(found: Matched, dtype: torch.dtype | None) -> Iterator[str]:
     """What of a model a file cannot hold."""
+    drawn = {id(one.entry) for one in found.assigned if not isinstance(one.what, Keep)}
     for entry in found.entries:
         if not entry.saved_name:
             continue
         if is_lazy(entry.tensor):
             yield f"{entry.name} is lazy, and gets its shape from the first batch: run one"
+        elif is_dtensor(entry.tensor) and id(entry) not in drawn:
+            yield f"{described(entry)} is a DTensor that no rule draws: one rank does not have all of it"
         elif dtype_in_file(entry, dtype) not in DTYPES:
             yield f"{described(entry)} has the dtype {dtype_in_file(entry, dtype)}, which safetensors does not know"
         elif entry.saved_name == METADATA:

@@ -312,7 +312,7 @@ def known(model: Module, found: Sequence[Entry], only: Any) -> set[str]:
         names |= {name: first[id(one)] for name, one in own(remove_duplicate=False) if name not in names}
     if unknown := [name for name in asked if name not in names]:
         raise RulesError(
-            f"only= names tensors that {type(model).__name__} does not have: "
+            f"{type(model).__name__} has no tensors of these names: "
             + ", ".join(f"{name!r}{near_name(name, names)}" for name in unknown[:MOST_SHOWN])
         )
     return {names[name] for name in asked}
