@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 
 import pytest
 import torch
@@ -107,24 +108,20 @@ def test_numbers_come_from_the_cpus_generator(ranks):
     ranks(by_the_generator, ranks.world)
 
 
-def collectives(recorded: torch.profiler.profile) -> int:
-    return sum(event.name.startswith("c10d::") for event in recorded.events())
-
-
 def counted_collectives(world: int) -> tuple[int, int]:
     """The collectives of fills, by every initialiser; a dispatch mode would have torch serve them."""
     mesh = mesh_of((world,))
-    with torch.profiler.profile() as fills:
-        for shape in ((8, 6), (8, 6, 3)):
-            for name, values in CALLS.items():
-                if fits(name, shape):
-                    fastinit_call = getattr(fastinit, name)
-                    sharded = distribute_tensor(torch.zeros(shape), mesh, [Shard(0)], src_data_rank=None)
-                    fastinit_call(sharded, *values)
-                    fastinit_call(sharded.t() if len(shape) == 2 else sharded, *values)
-    with torch.profiler.profile() as twin:
-        sharded.full_tensor()
-    return collectives(fills), collectives(twin)
+    before = mesh.get_group()._get_sequence_number_for_group()
+    for shape in ((8, 6), (8, 6, 3)):
+        for name, values in CALLS.items():
+            if fits(name, shape):
+                fastinit_call = getattr(fastinit, name)
+                sharded = distribute_tensor(torch.zeros(shape), mesh, [Shard(0)], src_data_rank=None)
+                fastinit_call(sharded, *values)
+                fastinit_call(sharded.t() if len(shape) == 2 else sharded, *values)
+    fills = mesh.get_group()._get_sequence_number_for_group() - before
+    sharded.full_tensor()
+    return fills, mesh.get_group()._get_sequence_number_for_group() - before
 
 
 def test_no_collective_is_needed(ranks):
@@ -193,7 +190,7 @@ def what_is_refused(world: int) -> None:
     rank = torch.distributed.get_rank()
     placed = f"rank {rank}, DTensor of shape .6, 4. with placements .* at .{rank},. of the mesh .{world},."
     summands = DTensor.from_local(torch.ones(6, 4), mesh, [Partial()])
-    for call in (fastinit.normal_, fastinit.orthogonal_, fastinit.eye_, fastinit.zeros_):
+    for call in (fastinit.normal_, fastinit.orthogonal_, fastinit.eye_, fastinit.xavier_uniform_):
         with pytest.raises(ValueError, match=f"{placed}: .*holds summands of the tensor"):
             call(summands)
     odd = DTensor.from_local(torch.ones(1, 4), mesh, [Shard(0)], shape=(6, 4), stride=(4, 1))
@@ -258,3 +255,47 @@ def seeded_apart(world: int) -> None:
 
 def test_ranks_that_are_seeded_apart_are_told_where_they_are_asked(ranks):
     ranks(seeded_apart, ranks.world)
+
+
+def highest_memory() -> int:
+    """The most memory of this process since `forget_highest`, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
+
+
+def forget_highest() -> int:
+    Path("/proc/self/clear_refs").write_text("5")
+    return highest_memory()
+
+
+def growth(world: int) -> list[float]:
+    """What each fill takes besides the shard, as a part of the shard; at last of one that makes a copy, the twin."""
+    mesh, found = mesh_of((2, world // 2)), []
+    for placement in ([Shard(0), Shard(1)], [_StridedShard(0, split_factor=world // 2), Shard(0)]):
+        sharded = DTensor.from_local(
+            torch.zeros(1 << 11, 1 << 13).reshape(-1, 1 << (13 if placement[1].dim == 0 else 12)),
+            mesh, placement,
+        )  # fmt: skip
+        shard = 4 * sharded.to_local().numel()
+        for name in ("normal_", "trunc_normal_", "kaiming_uniform_", "sparse_", "dirac_"):
+            values = CALLS[name]
+            if name == "dirac_":
+                sharded = sharded.view(*sharded.shape, 1) if sharded.dim() == 2 else sharded
+            call = functools.partial(getattr(fastinit, name), sharded, *values)
+            call()  # what is compiled, is now
+            before = forget_highest()
+            call()
+            found.append((highest_memory() - before) / shard)
+    before = forget_highest()
+    sharded.to_local().clone()
+    found.append((highest_memory() - before) / shard)
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads a process's memory as Linux tells it")
+def test_a_fill_takes_no_memory_besides_the_shard(ranks):
+    for *fills, copy in ranks(growth, ranks.world):
+        scratch = fills[3::5]  # sparse_'s: 5 MB, whatever the shard's size
+        assert max(scratch) <= 6e6 / (4 << 24 >> ranks.world // 2), fills
+        assert max(one for number, one in enumerate(fills) if number % 5 != 3) <= 0.01, fills
+        assert copy > 0.9

@@ -187,6 +187,25 @@ def ranks(request):
         yield ranks
 
 
+def first_loss(way: str, world: int) -> tuple[float, float]:
+    with torch.device("meta"):
+        model = sharded(way, world, Model())
+    fastinit.initialize(model, RULES, seed=SEED, device="cpu")
+    alone = Model()
+    fastinit.initialize(alone, RULES, seed=SEED)
+    tokens = torch.arange(40).view(4, 10) % 23
+    losses = [nn.functional.cross_entropy(one(tokens).flatten(0, 1), tokens.flatten()) for one in (model, alone)]
+    losses[0].backward()
+    return losses[0].item(), losses[1].item()
+
+
+@pytest.mark.parametrize("way", ["fsdp", "hybrid"])
+def test_the_first_loss_is_the_single_processs(ranks, way):
+    found = ranks(first_loss, way, ranks.world)
+    assert all(on_mesh == alone for on_mesh, alone in found)
+    assert len({alone for _, alone in found}) == 1
+
+
 WAYS = ("fsdp", "hybrid", "both")
 
 

@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..kernels.runs import are_neighbours
 from . import flags
 from .ranks import agree_on
-from .regions import Box, Run, Shard, Target, of_boxes, product, strides_of
+from .regions import Box, Run, Shard, Target, first_of, of_boxes, product, strides_of
 
 MODULE = "torch.distributed.tensor"
 # What `torch.distributed.checkpoint.CheckpointableTensor` has: a plain tensor that holds boxes of a global one.
@@ -161,8 +162,10 @@ def memory_of(tensor: Tensor) -> Tensor:
 
 
 def to_local(tensor: Any) -> Tensor:
-    with torch.no_grad():  # the local tensor itself, without a step of autograd's
-        local: Tensor = tensor.to_local()
+    local: Tensor | None = getattr(tensor, "_local_tensor", None)
+    if local is None:
+        with torch.no_grad():  # the local tensor itself, without a step of autograd's
+            local = tensor.to_local()
     return local
 
 
@@ -172,20 +175,41 @@ def of_dtensor(tensor: Any) -> Shard:
     coordinate = mesh.get_coordinate()
     if coordinate is None:
         return of_boxes(local, tensor.shape, (), tensor)
-    given = (tensor.shape, tuple(mesh.shape), tuple(coordinate), tensor.placements)
+    given = (tensor.shape, mesh.shape, tuple(coordinate), tensor.placements, local.shape, strides_of(local))
     try:
-        possible = [indices(*given, as_fully_shard=True), indices(*given)]
+        boxes = boxes_at(*given)
     except ValueError as error:
         raise ValueError(f"{described(tensor)}: {error}") from None
+    return of_boxes(local, tensor.shape, boxes, tensor)
+
+
+@functools.lru_cache(4096)
+def boxes_at(
+    shape: tuple[int, ...],
+    mesh: tuple[int, ...],
+    coordinate: tuple[int, ...],
+    placements: tuple[Any, ...],
+    local: tuple[int, ...],
+    stride: tuple[int, ...],
+) -> tuple[Box, ...]:
+    """What a local tensor of this shape and these strides holds, at that place in a mesh. Raises `ValueError`."""
+    possible = [indices(shape, mesh, coordinate, placements, as_fully_shard) for as_fully_shard in (True, False)]
     sizes = [tuple(sum(run.length for run in own) for own in runs) for runs in possible]
-    if tuple(local.shape) not in sizes:
-        expected = " or ".join(map(str, dict.fromkeys(sizes)))
+    if tuple(local) not in sizes:
         raise ValueError(
-            f"{described(tensor)}: expected a local tensor of shape {expected}, found {tuple(local.shape)}, of which "
-            "nobody knows the indices; nothing was written. fastinit.shard(local, shape, offset) says them"
+            f"expected a local tensor of shape {' or '.join(map(str, dict.fromkeys(sizes)))}, found {tuple(local)}, of "
+            "which nobody knows the indices; nothing was written. fastinit.shard(local, shape, offset) says them"
         )
-    runs = possible[sizes.index(tuple(local.shape))]
-    return of_boxes(local, tensor.shape, [*product(runs, strides_of(local))], tensor)
+    return tuple(product(possible[sizes.index(tuple(local))], stride))
+
+
+def neighbours(target: Shard) -> int | None:
+    """The first of the elements of a local tensor that follow each other as in the global one; None for others."""
+    if len(target.boxes) != 1 or not target.is_all_of_local or not target.local.is_contiguous():
+        return None
+    (box,) = target.boxes
+    first, steps = first_of(box.offset, target.shape)
+    return first if are_neighbours(box.shape, steps) else None
 
 
 def check_number(target: Shard, number: int) -> None:

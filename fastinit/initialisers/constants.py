@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..drawing import batch, engines
 from ..drawing.deferred import Source
-from ..drawing.dtensor import placed
+from ..drawing.dtensor import is_dtensor, placed
 from ..drawing.flags import forced_engine
 from ..drawing.originals import call, originals, ours, standing
 from ..drawing.regions import Shard, given_as, parts_of
@@ -43,10 +43,12 @@ def fill(name: str | None, target: Any, value: Any) -> bool:
     """
     address = ordinary_address(target, None, None, None, name, DTYPES)
     if not address:
+        if is_dtensor(target) and not blocks.get():
+            return False  # torch's own way to fill one with a number is right, and faster
         if (block := batch.seeing()) is not None:
             block.deferred.source = Source(name or "constant_", (value,), False)
             return block.off(fill, name, target, value)  # type: ignore[no-any-return]
-        held = target if in_graph() else placed(target)
+        held = placed(target) if not in_graph() and batch.watched() is not None else target
         if isinstance(held, Shard):
             return fill_shard(name, held, value)
         if not is_put_off(name, target):

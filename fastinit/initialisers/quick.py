@@ -17,8 +17,9 @@ from torch import Tensor
 
 from ..drawing import batch, engines, flags, originals
 from ..drawing.deferred import Source
-from ..drawing.dtensor import placed
+from ..drawing.dtensor import is_dtensor, neighbours, placed
 from ..drawing.flags import forced_engine
+from ..drawing.ranks import checking
 from ..drawing.route import KERNELS, TORCH, way
 from ..drawing.streams import LOWEST, Stream, default_generator, drawn, drawn_seed, drawn_seeds
 from ..drawing.torch_private import (
@@ -58,6 +59,7 @@ with torch.inference_mode(False):
 # By call: how contiguous tensors of the CPU below 16 MiB are filled.
 plans: dict[tuple[Any, ...], Plan] = {}
 # The same and the number of a GPU, to what fills a tensor of any size there.
+part_plans: dict[tuple[Any, ...], Plan] = {}  # the same of parts of DTensors, for the place where each begins, too
 gpu_plans: dict[tuple[tuple[Any, ...], int], GpuPlan] = {}
 MOST_PLANS = 1024  # as many as the laws' own caches hold
 
@@ -181,6 +183,11 @@ def serve_carefully(
 ) -> T:
     """Serve a call about which something needs a second look."""
     result: Any
+    part = None
+    if is_dtensor(target):
+        part = ordinary_part(name, target, values, generator, fast, stream, layout, shaped, elsewhere)
+        if part is not None and part.fill(target, generator, stream):
+            return target
     if (block := batch.seeing()) is not None:
         block.deferred.source = Source(name, values, generator is None and stream is None, layout)
         result = block.off(serve, name, target, values, generator, fast, stream, layout, shaped, elsewhere)
@@ -192,10 +199,65 @@ def serve_carefully(
         tensor: Any = target if in_graph() else placed(target, fast)
         by = way(tensor, generator, fast, stream, obeyed, layout, dtypes)
         act = record if in_graph() else draw
-        result, _, _ = act(name, by, tensor, values, generator, stream, layout, instead)
+        result, law, engine = act(name, by, tensor, values, generator, stream, layout, instead)
+        if part is not None and law is not None and engine is not None:
+            part.remember(law, engine)
         if tensor is not target and by is not TORCH:
             return target
     return cast("T", result)
+
+
+class Part(NamedTuple):
+    """The local tensor of a DTensor whose elements follow each other as in the whole one, and a call's key."""
+
+    local: Tensor
+    address: int
+    first: int
+    key: tuple[Any, ...]
+
+    def fill(self, tensor: Any, generator: torch.Generator | None, stream: Stream | None) -> bool:
+        """Fill it, if it is small and a call with this key was made before: torch fills a few elements in 20 us."""
+        plan = part_plans.get(self.key)
+        if plan is None or (count := self.local.numel()) > plan.alone:
+            return False
+        seed, stream_id = (drawn_seed(generator), 0) if stream is None else (stream.seed, stream.id)
+        increment_version((self.local, tensor))
+        plan.fill(plan.pattern, self.address, count, seed, stream_id)
+        return True
+
+    def remember(self, law: Law, engine: Engine) -> None:
+        if engine.name == "cpu":
+            make_room(part_plans)
+            kind, dtype = law.parameters(self.local.dtype), drawn_as(self.local.dtype)
+            part_plans[self.key] = cast("CpuEngine", engine).plan(dtype, kind, self.first)
+
+
+def ordinary_part(
+    name: str,
+    tensor: Any,
+    values: tuple[Any, ...],
+    generator: torch.Generator | None,
+    fast: bool | None,
+    stream: Any,
+    layout: Layout,
+    shaped: bool,
+    elsewhere: Elsewhere | None,
+) -> Part | None:
+    """What this rank holds of a DTensor, if nothing about the call needs a third look."""
+    flagged = not NOTES.isdisjoint(tensor.__dict__) or (flags.in_use and flags.flag_of(tensor) is not None)
+    if in_graph() or fast is not None or flagged or blocks.get() or checking.get() or forced_engine.get() is not None:
+        return None
+    if not {*map(type, values)} <= PLAIN or (shaped and not has_known_shape_rules(layout)):
+        return None
+    held = placed(tensor)
+    first = neighbours(held)
+    obeyed = name if elsewhere is None else elsewhere.obeys
+    dtypes = FORMATS if elsewhere is None else DTYPES.get(name, FORMATS)
+    if first is None or not held.local.is_cpu:
+        return None
+    address = ordinary_address(held.local, generator, None, stream, obeyed, dtypes)
+    key = (name, held.dtype, values, held.shape if shaped else None, layout, first)
+    return Part(held.local, address, first, key) if address else None
 
 
 def serve_list(

@@ -29,8 +29,8 @@ class CpuEngine:
             return f"it writes to memory of the CPU, not of {device.type}"
         return uncovered(dtype)
 
-    def plan(self, dtype: torch.dtype, law: tuple[str, tuple[float, ...]]) -> Plan:
-        return plan(Draw(*law, 0, 0), dtype)
+    def plan(self, dtype: torch.dtype, law: tuple[str, tuple[float, ...]], first: int = 0) -> Plan:
+        return plan(Draw(*law, 0, 0), dtype, first=first)
 
     def plan_each(self, kind: str, dtype: torch.dtype, parameters: int) -> Plan:
         """For so many float32 parameters a sample; their places stand behind the pattern, for the caller to fill in."""

@@ -105,9 +105,9 @@ class Plan(NamedTuple):
         share(self.pattern, address, count, seed, stream_id, around, threads, helpers.team(threads))
 
 
-def plan(draw: Draw, dtype: torch.dtype, form: Form = "long") -> Plan:
-    """For a law in an output dtype. Raises `KernelMissing` where there is no kernel."""
-    return plan_of(pattern_of(draw, dtype, form=form))
+def plan(draw: Draw, dtype: torch.dtype, form: Form = "long", first: int = 0) -> Plan:
+    """For a law in an output dtype, from its element `first` on. Raises `KernelMissing` where there is no kernel."""
+    return plan_of(pattern_of(draw, dtype, first, form))
 
 
 def constant(element: bytes) -> Plan:
