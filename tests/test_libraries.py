@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -283,3 +284,126 @@ def test_megatron_core():
 def test_deepspeed():
     needed("deepspeed")
     python(DEEPSPEED)
+
+
+def on_two_ranks(code: str, tmp_path) -> None:
+    """Run a program as two processes in a group, each with its rank and where they meet."""
+    programs = [f"RANK, STORE = {rank}, 'file://{tmp_path / 'store'}'\n{code}" for rank in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(python, programs))
+
+
+MEGATRON_TWO = """
+import os, sys, warnings
+warnings.simplefilter("ignore")
+sys.path[:] = [place for place in sys.path if place not in ("", os.getcwd())]
+import torch, fastinit
+from fastinit import Stream, shards
+from fastinit.initialisers import normal, ones, zeros
+torch.distributed.init_process_group("gloo", init_method=STORE, rank=RANK, world_size=2)
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel import layers
+parallel_state.initialize_model_parallel(2, 1)
+
+# What Megatron cuts of a whole weight, and what a part is filled with: each partition_dim and partition_stride.
+for dim, stride in ((0, 1), (1, 1), (0, 2), (1, 3)):
+    theirs = torch.nn.Parameter(torch.empty((12, 24) if dim == 0 else (24, 12)))
+    ours = torch.nn.Parameter(torch.empty_like(theirs))
+    whole = lambda weight: fastinit.xavier_normal_(weight, stream=Stream(3))
+    layers._initialize_affine_weight_cpu(theirs, 24, 24, 12, dim, whole, stride=stride, rank=RANK, world_size=2)
+    layers.set_tensor_model_parallel_attributes(ours, True, dim, stride)
+    fastinit.xavier_normal_(shards.megatron(ours), stream=Stream(3))
+    assert torch.equal(ours, theirs), (dim, stride)
+
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.transformer.transformer_config import TransformerConfig
+config = TransformerConfig(num_layers=2, hidden_size=64, num_attention_heads=4, use_cpu_initialization=True,
+                           pipeline_dtype=torch.float32, tensor_model_parallel_size=2)
+model = GPTModel(config=config, transformer_layer_spec=get_gpt_layer_local_spec(), vocab_size=500,
+                 max_sequence_length=32)
+rules = {"*layernorm*": ones(), "*bias": zeros(), "*": normal(std=0.02)}
+try:
+    fastinit.initialize(model, rules, seed=5)
+except fastinit.RulesError as error:
+    assert "give shard=fastinit.shards.megatron" in str(error)
+else:
+    raise AssertionError("parts were taken for wholes")
+report = fastinit.initialize(model, rules, seed=5, shard=shards.megatron)
+cut = 0
+for one in report.assigned:
+    part = model.get_parameter(one.name)
+    expected = {"normal(std=0.02)": lambda w, name: fastinit.normal_(w, std=0.02, stream=Stream.named(name, 5)),
+                "ones()": lambda w, name: w.fill_(1), "zeros()": lambda w, name: w.fill_(0)}[one.initialiser]
+    whole = expected(torch.empty(one.shape), one.name)
+    if getattr(part, "tensor_model_parallel", False):
+        whole = whole.chunk(2, part.partition_dim)[RANK]
+        cut += 1
+    assert torch.equal(part, whole), one.name
+assert cut >= 9, cut
+torch.distributed.destroy_process_group()
+"""
+
+DEEPSPEED_TWO = """
+import os, sys, warnings
+warnings.simplefilter("ignore")
+sys.path[:] = [place for place in sys.path if place not in ("", os.getcwd())]
+os.environ["DS_ACCELERATOR"] = "cpu"
+os.environ.update(RANK=str(RANK), WORLD_SIZE="2", LOCAL_RANK=str(RANK))
+import torch, fastinit
+torch.distributed.init_process_group("gloo", init_method=STORE, rank=RANK, world_size=2)
+import deepspeed
+from fastinit.initialisers import kaiming_normal, orthogonal, uniform
+deepspeed.init_distributed("gloo")
+def make():
+    model = torch.nn.Sequential(torch.nn.Linear(31, 21), torch.nn.Linear(21, 31), torch.nn.Embedding(7, 5))
+    model[2].padding_idx = 4
+    return model
+settings = {"train_batch_size": 2, "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}
+with deepspeed.zero.Init(config_dict_or_path=settings):
+    model = make()
+rules = {"0.weight": kaiming_normal(), "1.weight": orthogonal(), "*.bias": uniform(), "2.weight": uniform()}
+fastinit.initialize(model, rules, seed=5, shard=fastinit.shards.deepspeed)
+alone = make()
+fastinit.initialize(alone, rules, seed=5)
+with deepspeed.zero.GatheredParameters([*model.parameters()]):
+    for (name, ours), expected in zip(model.named_parameters(), alone.parameters()):
+        assert ours.shape == expected.shape and torch.equal(ours, expected), name
+torch.distributed.destroy_process_group()
+"""
+
+NANOTRON = """
+import os, sys, warnings
+warnings.simplefilter("ignore")
+sys.path[:] = [place for place in sys.path if place not in ("", os.getcwd())]
+import torch, fastinit
+from fastinit import Stream, shards
+from nanotron.parallel.parameters import NanotronParameter, SlicesPair
+whole = fastinit.xavier_uniform_(torch.empty(24, 6), stream=Stream(3))
+for rank in range(2):
+    parameter = NanotronParameter(torch.empty(12, 6))
+    assert shards.nanotron(parameter) is parameter
+    pairs = tuple(
+        SlicesPair((slice(4 * k, 4 * k + 4), slice(None)), (slice(8 * k + 4 * rank, 8 * k + 4 * rank + 4), slice(None)))
+        for k in range(3)
+    )
+    parameter.mark_as_sharded(global_ranks=(0, 1), local_global_slices_pairs=pairs, unsharded_shape=(24, 6))
+    fastinit.xavier_uniform_(shards.nanotron(parameter), stream=Stream(3))
+    expected = torch.cat([whole[8 * k + 4 * rank : 8 * k + 4 * rank + 4] for k in range(3)])
+    assert torch.equal(parameter, expected)
+"""
+
+
+def test_megatron_core_on_two_ranks(tmp_path):
+    needed("megatron.core.models.gpt")
+    on_two_ranks(MEGATRON_TWO, tmp_path)
+
+
+def test_deepspeed_on_two_ranks(tmp_path):
+    needed("deepspeed")
+    on_two_ranks(DEEPSPEED_TWO, tmp_path)
+
+
+def test_nanotron():
+    needed("nanotron.parallel.parameters")
+    python(NANOTRON)

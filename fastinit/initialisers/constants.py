@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..drawing import batch, engines
 from ..drawing.deferred import Source
-from ..drawing.dtensor import is_dtensor, placed
+from ..drawing.dtensor import is_dtensor, memory_of, placed
 from ..drawing.flags import forced_engine
 from ..drawing.originals import call, originals, ours, standing
 from ..drawing.regions import Shard, given_as, parts_of
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", bound=Targets)
 TINY = 2.0**-125
+LARGE = 1 << 20  # bytes of a DTensor's local tensor
 # What of torch.nn.init's private functions each calls there.
 HELPERS = {"constant_": "_no_grad_fill_", "ones_": "_no_grad_fill_", "zeros_": "_no_grad_zero_"}
 DTYPES = frozenset({*FORMATS, *WHOLE, torch.complex64, torch.uint16, torch.uint32, torch.uint64})
@@ -43,12 +44,12 @@ def fill(name: str | None, target: Any, value: Any) -> bool:
     """
     address = ordinary_address(target, None, None, None, name, DTYPES)
     if not address:
-        if is_dtensor(target) and not blocks.get():
+        if is_dtensor(target) and not blocks.get() and memory_of(target).nbytes < LARGE:
             return False  # torch's own way to fill one with a number is right, and faster
         if (block := batch.seeing()) is not None:
             block.deferred.source = Source(name or "constant_", (value,), False)
             return block.off(fill, name, target, value)  # type: ignore[no-any-return]
-        held = placed(target) if not in_graph() and batch.watched() is not None else target
+        held = target if in_graph() else placed(target)
         if isinstance(held, Shard):
             return fill_shard(name, held, value)
         if not is_put_off(name, target):
