@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from common import same_bits
-from ranks import group
+from ranks import GATHERS_UNEVEN, group
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.placement_types import _StridedShard
@@ -61,6 +62,11 @@ def fits(name: str, shape: tuple[int, ...]) -> bool:
     return name != "delta_orthogonal_" or (len(shape) == 3 and shape[1] <= shape[0])
 
 
+def is_torn(shape: tuple[int, ...], placement: tuple[Any, ...]) -> bool:
+    """Whether this release of torch cuts a tensor in one way and gathers it in another."""
+    return not GATHERS_UNEVEN and any(isinstance(one, _StridedShard) and shape[one.dim] % 12 for one in placement)
+
+
 def every_place(world: int, name: str, dtype: torch.dtype) -> int:
     """Each shape on each mesh, by each placement: what the initialiser writes there is the single process's."""
     call, seen = getattr(fastinit, name), 0
@@ -72,7 +78,7 @@ def every_place(world: int, name: str, dtype: torch.dtype) -> int:
         for mesh_shape, placements in MESHES[world].items():
             mesh = mesh_of(mesh_shape)
             for placement in placements:
-                if any(getattr(one, "dim", 0) >= len(shape) for one in placement):
+                if any(getattr(one, "dim", 0) >= len(shape) for one in placement) or is_torn(shape, placement):
                     continue
                 sharded = distribute_tensor(torch.full(shape, 7.0, dtype=dtype), mesh, placement, src_data_rank=None)
                 assert call(sharded, *CALLS[name], **drawn) is sharded
