@@ -81,7 +81,9 @@ def every_place(world: int, name: str, dtype: torch.dtype) -> int:
                 if any(getattr(one, "dim", 0) >= len(shape) for one in placement) or is_torn(shape, placement):
                     continue
                 sharded = distribute_tensor(torch.full(shape, 7.0, dtype=dtype), mesh, placement, src_data_rank=None)
-                assert call(sharded, *CALLS[name], **drawn) is sharded
+                for _ in range(2):  # a call like one before may go another way
+                    sharded.to_local().fill_(7.0)
+                    assert call(sharded, *CALLS[name], **drawn) is sharded
                 assert same_bits(sharded.full_tensor(), whole), (shape, mesh_shape, placement)
                 seen += 1
     return seen
@@ -189,6 +191,30 @@ def as_a_tensor_would(world: int) -> None:
 @pytest.mark.filterwarnings("ignore:DTensor random operators")
 def test_a_dtensor_is_taken_as_a_tensor_is(ranks):
     ranks(as_a_tensor_would, ranks.world)
+
+
+def outside_the_mesh(world: int) -> None:
+    """A rank that a mesh does not have: it writes nothing, and its generator keeps in step if it makes the call."""
+    mesh = DeviceMesh("cpu", torch.arange(world // 2))
+    inside = torch.distributed.get_rank() < world // 2
+    torch.manual_seed(6)
+    whole, after = fastinit.normal_(torch.empty(6, 4)), torch.rand(1)
+    local = torch.full((6 // (world // 2), 4) if inside else (0,), 7.0)
+    sharded = DTensor.from_local(local, mesh, [Shard(0)], shape=(6, 4), stride=(4, 1))
+    torch.manual_seed(6)
+    for call in (fastinit.normal_, fastinit.eye_, fastinit.normal_):
+        assert call(sharded) is sharded
+        if call is fastinit.eye_:
+            torch.manual_seed(6)
+    assert torch.equal(torch.rand(1), after)
+    if inside:
+        assert same_bits(sharded.full_tensor(), whole)
+    else:
+        assert sharded.to_local().numel() == 0
+
+
+def test_ranks_outside_the_mesh(ranks):
+    ranks(outside_the_mesh, ranks.world)
 
 
 def what_is_refused(world: int) -> None:

@@ -6,20 +6,23 @@ first rank's mesh would answer for all.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
 
 import pytest
 import torch
-from common import python
+from common import python, same_bits
 from hypothesis import given, strategies as st
 from ranks import GATHERS_UNEVEN
 from torch.distributed.tensor import Partial, Replicate, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
 
+import fastinit
+from fastinit import Stream
 from fastinit.drawing.dtensor import indices
-from fastinit.drawing.regions import Run, between
+from fastinit.drawing.regions import Run, between, of_boxes, product
 
 ORACLE = """
 import json, sys
@@ -128,6 +131,33 @@ def test_every_element_is_held_by_one_place_and_its_replicas(shape, meshes, as_f
         for own in runs:
             assert all(a.begin + a.length < b.begin for a, b in itertools.pairwise(own))  # joined, in order
     assert bool((held == copies).all())
+
+
+INITIALISERS = {
+    "normal_": (), "trunc_normal_": (), "kaiming_uniform_": (), "bernoulli_": (0.5,), "orthogonal_": (),
+    "sparse_": (0.3,), "eye_": (), "constant_": ([1.0, 2.0, 3.0],),
+}  # fmt: skip
+
+
+@given(
+    st.lists(st.integers(1, 9), min_size=2, max_size=2),
+    st.lists(st.tuples(st.integers(1, 4), placement.filter(lambda one: getattr(one, "dim", 0) in (-2, -1, 0, 1)))),
+    st.sampled_from(sorted(INITIALISERS)),
+    st.booleans(),
+)
+def test_what_places_draw_together_is_the_whole(shape, meshes, name, as_fully_shard):
+    drawn = {} if name in ("eye_", "constant_") else {"stream": Stream(2)}
+    call = functools.partial(getattr(fastinit, name), **drawn)
+    whole, together = call(torch.empty(shape), *INITIALISERS[name]), torch.full(shape, math.nan)
+    for place in itertools.product(*(range(size) for size, _ in meshes[:2])):
+        mesh, placements = [size for size, _ in meshes[:2]], [one for _, one in meshes[:2]]
+        runs = indices(shape, mesh, place, placements, as_fully_shard)
+        local = torch.empty([sum(run.length for run in own) for own in runs])
+        boxes = [*product(runs, local.stride())]
+        call(of_boxes(local, shape, boxes), *INITIALISERS[name])
+        for box in boxes:
+            together[tuple(map(slice, box.offset, map(sum, zip(box.offset, box.shape, strict=True))))] = box.of(local)
+    assert same_bits(together, whole)
 
 
 def test_what_does_not_fit():

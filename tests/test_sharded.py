@@ -6,7 +6,7 @@ import functools
 
 import pytest
 import torch
-from common import same_bits
+from common import python, same_bits
 from ranks import GATHERS_UNEVEN, group
 from safetensors.torch import load_file
 from torch import nn
@@ -178,6 +178,58 @@ def again_from_names(way: str, world: int, folder: str) -> None:
 @pytest.mark.parametrize("way", ["fsdp", "both"])
 def test_any_part_is_made_again(ranks, way, tmp_path):
     ranks(again_from_names, way, ranks.world, str(tmp_path))
+
+
+def test_pipeline_stages_draw_by_the_names_of_the_model():
+    """Each stage is the model without the others' modules, as torch.distributed.pipelining and torchtitan make them."""
+    alone, seen = expected("rules"), []
+    optional = [fastinit.Rule(where, what, optional=True) for where, what in RULES.items()]
+    for own in (("embedding", "layers.0"), ("layers.1", "cell", "head")):
+        stage = Model()
+        for name in ("embedding", "layers.0", "layers.1", "cell", "head"):
+            if name not in own:
+                above, _, key = name.rpartition(".")
+                stage.get_submodule(above)._modules[key] = None
+        fastinit.initialize(stage, optional, seed=SEED)
+        for name, parameter in stage.named_parameters():
+            assert same_bits(parameter.detach(), alone[name]), name
+            seen.append(name)
+    assert sorted(seen) == sorted(alone)
+
+
+OFFLOADED = """
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
+from torch.testing._internal.distributed.fake_pg import FakeStore
+import fastinit
+
+dist.init_process_group("fake", rank=1, world_size=4, store=FakeStore())
+
+class Generator:
+    def __getattr__(self, name):
+        raise AssertionError(f"a CUDA generator was asked for its {name}")
+
+torch.cuda.default_generators = (Generator(),)
+mesh = DeviceMesh("cuda", torch.arange(4), _init_backend=False)
+spec = DTensorSpec(mesh, (Shard(0),), TensorMeta(torch.Size((8, 6)), (6, 1), torch.float32))
+weight = DTensor(torch.empty(2, 6), spec, requires_grad=False)
+assert weight.device_mesh.device_type == "cuda" and weight.to_local().is_cpu
+for name in ("normal_", "orthogonal_", "sparse_", "kaiming_uniform_"):
+    given = (0.5,) if name == "sparse_" else ()
+    torch.manual_seed(1)
+    getattr(fastinit, name)(weight, *given)
+    torch.manual_seed(1)
+    assert torch.equal(weight.to_local(), getattr(fastinit, name)(torch.empty(8, 6), *given)[2:4]), name
+print("well")
+"""
+
+
+def test_shards_that_are_offloaded_to_the_cpu_touch_no_generator_of_the_devices():
+    """A mesh of CUDA devices, which this machine need not have: the DTensor is made as FSDP2's offloading makes it."""
+    assert python(OFFLOADED).strip() == "well"
 
 
 @pytest.fixture(scope="module", params=[2, 4])

@@ -16,10 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..kernels.runs import are_neighbours
 from . import flags
 from .ranks import agree_on
-from .regions import Box, Run, Shard, Target, first_of, of_boxes, product, strides_of
+from .regions import Box, Run, Shard, Target, of_boxes, product, strides_of
 
 MODULE = "torch.distributed.tensor"
 # What `torch.distributed.checkpoint.CheckpointableTensor` has: a plain tensor that holds boxes of a global one.
@@ -201,15 +200,6 @@ def boxes_at(
             "which nobody knows the indices; nothing was written. fastinit.shard(local, shape, offset) says them"
         )
     return tuple(product(possible[sizes.index(tuple(local))], stride))
-
-
-def neighbours(target: Shard) -> int | None:
-    """The first of the elements of a local tensor that follow each other as in the global one; None for others."""
-    if len(target.boxes) != 1 or not target.is_all_of_local or not target.local.is_contiguous():
-        return None
-    (box,) = target.boxes
-    first, steps = first_of(box.offset, target.shape)
-    return first if are_neighbours(box.shape, steps) else None
 
 
 def check_number(target: Shard, number: int) -> None:

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from ..drawing import batch, engines, flags, originals
 from ..drawing.deferred import Source
-from ..drawing.dtensor import is_dtensor, neighbours, placed
+from ..drawing.dtensor import is_dtensor, placed
 from ..drawing.flags import forced_engine
 from ..drawing.ranks import checking
+from ..drawing.regions import Shard, first_of
 from ..drawing.route import KERNELS, TORCH, way
 from ..drawing.streams import LOWEST, Stream, default_generator, drawn, drawn_seed, drawn_seeds
 from ..drawing.torch_private import (
@@ -59,7 +60,9 @@ with torch.inference_mode(False):
 # By call: how contiguous tensors of the CPU below 16 MiB are filled.
 plans: dict[tuple[Any, ...], Plan] = {}
 # The same and the number of a GPU, to what fills a tensor of any size there.
-part_plans: dict[tuple[Any, ...], Plan] = {}  # the same of parts of DTensors, for the place where each begins, too
+# The same, the whole shape and what is held of it, to what fills each box and where that begins: of DTensors.
+part_writes: dict[tuple[Any, ...], list[tuple[Callable[[int, int, int], None], int]]] = {}
+SMALL = 1 << 14  # elements that one thread draws
 gpu_plans: dict[tuple[tuple[Any, ...], int], GpuPlan] = {}
 MOST_PLANS = 1024  # as many as the laws' own caches hold
 
@@ -208,28 +211,34 @@ def serve_carefully(
 
 
 class Part(NamedTuple):
-    """The local tensor of a DTensor whose elements follow each other as in the whole one, and a call's key."""
+    """The boxes that a rank holds of a DTensor, of a few elements, and the key of a call."""
 
-    local: Tensor
+    held: Shard
     address: int
-    first: int
     key: tuple[Any, ...]
 
     def fill(self, tensor: Any, generator: torch.Generator | None, stream: Stream | None) -> bool:
-        """Fill it, if it is small and a call with this key was made before: torch fills a few elements in 20 us."""
-        plan = part_plans.get(self.key)
-        if plan is None or (count := self.local.numel()) > plan.alone:
+        """Fill them, if a call with this key was made before: torch fills a few elements in 20 us."""
+        writes = part_writes.get(self.key)
+        if writes is None:
             return False
         seed, stream_id = (drawn_seed(generator), 0) if stream is None else (stream.seed, stream.id)
-        increment_version((self.local, tensor))
-        plan.fill(plan.pattern, self.address, count, seed, stream_id)
+        increment_version((self.held.local, tensor))
+        for write, begin in writes:
+            write(self.address + begin, seed, stream_id)
         return True
 
     def remember(self, law: Law, engine: Engine) -> None:
-        if engine.name == "cpu":
-            make_room(part_plans)
-            kind, dtype = law.parameters(self.local.dtype), drawn_as(self.local.dtype)
-            part_plans[self.key] = cast("CpuEngine", engine).plan(dtype, kind, self.first)
+        if engine.name != "cpu":
+            return
+        local, found = self.held.local, []
+        kind, dtype = law.parameters(local.dtype), drawn_as(local.dtype)
+        for box in self.held.boxes:
+            first, steps = first_of(box.offset, self.held.shape)
+            write = cast("CpuEngine", engine).again_and_again(box.of(local).view(dtype), kind, first, steps)
+            found.append((write, box.begin * local.itemsize))
+        make_room(part_writes)
+        part_writes[self.key] = found
 
 
 def ordinary_part(
@@ -243,21 +252,20 @@ def ordinary_part(
     shaped: bool,
     elsewhere: Elsewhere | None,
 ) -> Part | None:
-    """What this rank holds of a DTensor, if nothing about the call needs a third look."""
+    """What this rank holds of a DTensor, if that is small and nothing about the call needs a third look."""
     flagged = not NOTES.isdisjoint(tensor.__dict__) or (flags.in_use and flags.flag_of(tensor) is not None)
     if in_graph() or fast is not None or flagged or blocks.get() or checking.get() or forced_engine.get() is not None:
         return None
     if not {*map(type, values)} <= PLAIN or (shaped and not has_known_shape_rules(layout)):
         return None
     held = placed(tensor)
-    first = neighbours(held)
     obeyed = name if elsewhere is None else elsewhere.obeys
     dtypes = FORMATS if elsewhere is None else DTYPES.get(name, FORMATS)
-    if first is None or not held.local.is_cpu:
+    if not held.local.is_cpu or held.local.numel() >= SMALL or not held.is_all_of_local:
         return None
     address = ordinary_address(held.local, generator, None, stream, obeyed, dtypes)
-    key = (name, held.dtype, values, held.shape if shaped else None, layout, first)
-    return Part(held.local, address, first, key) if address else None
+    key = (name, held.dtype, values, held.shape, layout if shaped else None, held.boxes)
+    return Part(held, address, key) if address else None
 
 
 def serve_list(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -29,8 +29,14 @@ class CpuEngine:
             return f"it writes to memory of the CPU, not of {device.type}"
         return uncovered(dtype)
 
-    def plan(self, dtype: torch.dtype, law: tuple[str, tuple[float, ...]], first: int = 0) -> Plan:
-        return plan(Draw(*law, 0, 0), dtype, first=first)
+    def plan(self, dtype: torch.dtype, law: tuple[str, tuple[float, ...]]) -> Plan:
+        return plan(Draw(*law, 0, 0), dtype)
+
+    def again_and_again(
+        self, out: Tensor, law: tuple[str, tuple[float, ...]], first: int, steps: Sequence[int]
+    ) -> Callable[[int, int, int], None]:
+        """What fills a part of a tensor that is laid out as `out`, from its address, a seed and a stream's id."""
+        return jobs.again_and_again(out, Draw(*law, 0, 0), first, steps)
 
     def plan_each(self, kind: str, dtype: torch.dtype, parameters: int) -> Plan:
         """For so many float32 parameters a sample; their places stand behind the pattern, for the caller to fill in."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, UntypedStorage
 
 from ..contract import ASKED_TOGETHER, SAMPLERS, Draw, KernelMissing, block_size, width_of
-from ..runs import Runs, extent, runs_of
+from ..runs import Runs, are_neighbours, extent, runs_of
 from . import helpers, loading
 from .forms import BLOCKS_AT_ONCE, CONSTANT, EACH, LINE, Form, form_of
 from .pages import advise_huge_pages
@@ -251,6 +251,28 @@ class Job:
         for chosen in in_order(table):
             rows = table.rows if len(chosen) == len(table.rows) else again(table.rows, chosen)
             runner(rows)()
+
+
+def again_and_again(out: Tensor, draw: Draw, first: int, steps: Sequence[int]) -> Callable[[int, int, int], None]:
+    """What fills memory that is laid out as `out`, from an address, a seed and a stream, on one thread.
+
+    Its rows are made once: for small parts that takes longer than drawing them. Raises `KernelMissing`.
+    """
+    count = out.numel()
+    if out.is_contiguous() and are_neighbours(out.shape, steps):
+        found = plan(draw, out.dtype, first=first)
+        return lambda address, seed, stream_id: found.fill(found.pattern, address, count, seed, stream_id)
+    job = Job()
+    job.add_fill(out, draw, first, steps)
+    rows, owned = job.table().rows, job.fills[1::FILL]  # not the tensor, which may go
+    length, run = int(rows[-1, END]), loading.entry("run")
+
+    def fill(address: int, seed: int, stream_id: int, owned: Any = owned) -> None:
+        own = rows.copy()  # another thread may be at it
+        own[0, ADDRESS], own[0, SEED], own[0, STREAM_ID] = address, seed, stream_id
+        run(own.ctypes.data, 1, 0, length, 1, helpers.team(1))
+
+    return fill
 
 
 class Table(NamedTuple):
