@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .drawing.dtensor import Cut, cut_into
-from .drawing.regions import Box, Shard, Target, between, of_boxes, product, shard, strides_of
+from .drawing.regions import Box, Shard, Target, apart, between, of_boxes, product, shard, strides_of
 from .kernels.runs import row_major
 
 __all__ = ["boxes", "deepspeed", "experts", "megatron", "nanotron"]
@@ -31,17 +31,24 @@ def boxes(local: Tensor, shape: Sequence[int], pairs: Iterable[tuple[Slices, Sli
     """
     found = []
     for here, there in pairs:
+        if not len(here) == len(there) == local.dim() == len(shape) > 0:
+            raise ValueError(
+                f"a box has a slice for each dimension, found {len(here)} and {len(there)} for {tuple(local.shape)} in "
+                f"{tuple(shape)}"
+            )
         begins, sizes = zip(*(span(part, size) for part, size in zip(here, local.shape, strict=True)), strict=True)
         offset, expected = zip(*(span(part, size) for part, size in zip(there, shape, strict=True)), strict=True)
         if sizes != expected:
             raise ValueError(f"a box has the same size in both tensors, found {sizes} in the local one and {expected}")
         begin = sum(at * step for at, step in zip(begins, strides_of(local), strict=True))
         found.append(Box(begin, sizes, strides_of(local), offset))
-    return of_boxes(local, shape, found)
+    return of_boxes(local, shape, apart(found))
 
 
 def span(part: slice, size: int) -> tuple[int, int]:
     """Where a slice of a dimension begins, and how many elements it has."""
+    if not isinstance(part, slice):
+        raise ValueError(f"a box has a slice for each dimension, found {part!r}")
     begin, end, step = part.indices(size)
     outside = any(bound is not None and not 0 <= bound <= size for bound in (part.start, part.stop))
     if step != 1 or outside or end < begin:
@@ -61,7 +68,8 @@ def megatron(weight: Tensor, rank: int | None = None, world_size: int | None = N
         return weight
     dim, stride = int(weight.partition_dim), int(weight.partition_stride)  # type: ignore[attr-defined]
     rank, world_size = megatron_place(weight) if rank is None or world_size is None else (rank, world_size)
-    if not 0 <= rank < world_size or not -weight.dim() <= dim < weight.dim() or weight.shape[dim] % stride:
+    fits = stride > 0 and -weight.dim() <= dim < weight.dim() and weight.shape[dim] % stride == 0
+    if not 0 <= rank < world_size or not fits:
         raise ValueError(
             f"a weight of shape {tuple(weight.shape)} is no part {rank} of {world_size} with partition_dim {dim} and "
             f"partition_stride {stride}"

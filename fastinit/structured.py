@@ -72,7 +72,7 @@ def delta_orthogonal_(
 
 def draw_middle(target: T, gain: float, generator: Generator | None, stream: Stream | None, compiled: bool) -> T:
     """Draw `delta_orthogonal_` where kernels may."""
-    fast = compiled or None
+    fast, generator, stream = compiled or None, None, source(target, generator, stream)
     matrices.in_the_middle(target, orthogonal_(middle_of(target), gain, generator, fast=fast, stream=stream))
     return target
 

@@ -36,10 +36,11 @@ def serve(rank: int, world: int, store: str, calls: Connection) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=timeout)
     while (call := calls.recv()) is not None:
         try:
-            function, arguments = pickle.loads(call)  # which imports the test's module
-            calls.send((True, function(*arguments)))
+            number, program = call
+            function, arguments = pickle.loads(program)  # which imports the test's module
+            calls.send((number, True, function(*arguments)))
         except BaseException:
-            calls.send((False, traceback.format_exc()))
+            calls.send((number, False, traceback.format_exc()))
     dist.destroy_process_group()
 
 
@@ -48,19 +49,26 @@ class Group:
 
     def __init__(self, pipes: list[Connection]) -> None:
         self.pipes = pipes
+        self.number = 0  # of the call: a late answer to an earlier one is passed over
 
     def __call__(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """What the function returns on each rank. Raises `AssertionError` with the tracebacks of those that raised.
 
         Once one has raised, the others may wait for it in a collective: after a moment they are not waited for.
         """
+        self.number += 1
         for pipe in self.pipes:
-            pipe.send(pickle.dumps((function, arguments)))
+            pipe.send((self.number, pickle.dumps((function, arguments))))
         answers: dict[int, tuple[bool, Any]] = {}
         end = time.monotonic() + TIMEOUT
         while len(answers) < len(self.pipes) and (left := end - time.monotonic()) > 0:
             for pipe in wait([pipe for rank, pipe in enumerate(self.pipes) if rank not in answers], left):
-                answers[self.pipes.index(pipe)] = pipe.recv()
+                try:
+                    number, *answer = pipe.recv()
+                except EOFError:
+                    number, answer = self.number, [False, "its process is gone"]
+                if number == self.number:
+                    answers[self.pipes.index(pipe)] = (answer[0], answer[1])
             if not all(well for well, _ in answers.values()):
                 end = min(end, time.monotonic() + 3)
         failed = [f"rank {rank}: {text}" for rank, (well, text) in sorted(answers.items()) if not well]
@@ -84,7 +92,8 @@ def group(world: int) -> Iterator[Group]:
                 there.close()  # so that its end is heard of
             yield Group([pair[0] for pair in pairs])
             for here, _ in pairs:
-                here.send(None)
+                with contextlib.suppress(OSError):
+                    here.send(None)
             for process in processes:
                 process.join(30)
         finally:

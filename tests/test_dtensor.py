@@ -168,10 +168,18 @@ def as_a_tensor_would(world: int) -> None:
     fastinit.normal_(flagged, stream=STREAM)
     assert same_bits(flagged.full_tensor(), fastinit.normal_(torch.empty(6, 4), stream=STREAM))
     # parameters, and autograd, which hears of the write
+    for name, values in CALLS.items():
+        shape = (6, 4, 3) if name in ("dirac_", "delta_orthogonal_") else (6, 4)
+        versioned = made(*shape)
+        before = versioned._version
+        getattr(fastinit, name)(versioned, *values)
+        assert versioned._version > before, name
+    versioned = made(6, 4)
+    before = versioned._version
+    fastinit.initialisers.gates("ab", fastinit.initialisers.normal()).fill(versioned)
+    assert versioned._version > before
     parameter = torch.nn.Parameter(made(6, 4))
-    before = parameter._version
     assert fastinit.xavier_uniform_(parameter, stream=STREAM) is parameter
-    assert parameter._version > before
     assert same_bits(parameter.detach().full_tensor(), fastinit.xavier_uniform_(torch.empty(6, 4), stream=STREAM))
     # values, constants by index
     fastinit.initialisers.normal(std=0.1).fill(parameter, stream=STREAM)
@@ -233,6 +241,13 @@ def what_is_refused(world: int) -> None:
         with pytest.raises(ValueError, match=f"{placed}: {expected}"):
             fastinit.normal_(odd)
         assert torch.equal(odd.to_local(), torch.ones(1, 4))
+    fastinit.uniform_(DTensor.from_local(torch.ones(6, 4), mesh, [Replicate()]))  # of which no answer is remembered
+    for size in (4, 1 << 19):  # of summands zero is a sum
+        summands = DTensor.from_local(torch.ones(size), mesh, [Partial()])
+        assert bool((fastinit.zeros_(summands).to_local() == 0).all())
+    gates = fastinit.initialisers.gates("ab", fastinit.initialisers.normal())
+    with pytest.raises(RuntimeError, match="torch cannot draw gates of a DTensor"):
+        gates.fill(odd, fast=False)
     unknown = DTensor.from_local(torch.ones(6, 4), mesh, [OfSomebody()])
     with pytest.raises(ValueError, match=f"{placed}: fastinit knows Replicate, Shard and _StridedShard, and not"):
         fastinit.uniform_(unknown)
@@ -243,6 +258,21 @@ def what_is_refused(world: int) -> None:
             distribute_tensor(torch.empty(6, dtype=torch.complex64), mesh, [Shard(0)], src_data_rank=None),
             stream=STREAM,
         )
+
+
+def compiled(world: int) -> None:
+    """Inside torch.compile torch draws, as its own function would."""
+    mesh = mesh_of((world,))
+    for name in ("normal_", "kaiming_uniform_", "zeros_"):
+        sharded = distribute_tensor(torch.empty(6, 4), mesh, [Shard(0)], src_data_rank=None)
+        call = torch.compile(getattr(fastinit, name), backend="eager")
+        call(sharded)
+        assert bool(sharded.to_local().isfinite().all())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_inside_torch_compile(ranks):
+    ranks(compiled, ranks.world)
 
 
 class OfSomebody(Replicate):
@@ -259,7 +289,7 @@ def seeded_apart(world: int) -> None:
         mesh = mesh_of(shape)
         sharded = distribute_tensor(torch.full((8, 4), 7.0), mesh, [Shard(0)] * len(shape), src_data_rank=None)
         torch.manual_seed(0 if rank == 0 else 1)
-        different = r"different numbers: expected \d+, as on rank 0, found \d+ on rank 1"
+        different = r"different numbers: expected \(\d+, 0\), as on rank 0, found \(\d+, 0\) on rank 1"
         with pytest.raises(RuntimeError, match=different), fastinit.check_ranks():
             fastinit.normal_(sharded)
         assert bool((sharded.to_local() == 7).all())
@@ -269,7 +299,7 @@ def seeded_apart(world: int) -> None:
         torch.manual_seed(0)
         assert same_bits(sharded.full_tensor(), fastinit.normal_(torch.empty(8, 4)))
         with pytest.raises(RuntimeError, match="draw it from different numbers"), fastinit.check_ranks():
-            fastinit.orthogonal_(sharded, stream=Stream(rank))
+            fastinit.orthogonal_(sharded, stream=Stream(rank, rank))
     model = torch.nn.Linear(3, 4)
     for act in (
         lambda seed: fastinit.initialize(model, "torch_default", seed=seed),

@@ -82,6 +82,10 @@ def test_dtypes_wrappers_and_a_single_slice(drawn):
     wrapped = checkpoint_wrapper(on_meta())
     part = regenerate(wrapped, "layer.weight", slice(2, 4), rules=RULES, seed=SEED, dtype="bfloat16")
     assert same_bits(part, drawn["layer.weight"][2:4].to(torch.bfloat16))
+    last = regenerate(on_meta(), "layer.weight", (..., 2), rules=RULES, seed=SEED)
+    assert same_bits(last, drawn["layer.weight"][..., 2].contiguous())
+    few = regenerate(on_meta(), "layer.weight", slice(None, None, 4), rules=RULES, seed=SEED)
+    assert few.untyped_storage().nbytes() == 4 * few.numel() == 4 * 18
     assert regenerate(on_meta(), "scale", rules={"*": normal()}, seed=SEED).shape == ()
     assert regenerate(nn.Linear(3, 2), "weight", 1, rules="torch_default", seed=SEED).shape == (3,)
 
@@ -95,6 +99,7 @@ def test_dtypes_wrappers_and_a_single_slice(drawn):
         ("layer.weight", 9, IndexError, "out of bounds for a dimension of 9"),
         ("layer.weight", slice(None, None, -1), IndexError, "positive steps"),
         ("layer.weight", "a", TypeError, "integer"),
+        ("layer.weight", True, TypeError, "whole numbers and slices"),
     ],
 )
 def test_what_cannot_be_made_again(name, index, error, message):

@@ -88,15 +88,14 @@ def mesh_of(shape: tuple[int, ...]) -> DeviceMesh:
 
 def sharded(how: str, world: int, model: nn.Module) -> nn.Module:
     """A model sharded over all ranks."""
-    mesh = mesh_of((world,) if how in ("fsdp", "columns") else (2, world // 2))
+    mesh = mesh_of((world,) if how == "fsdp" else (2, world // 2))
     if how == "both":
         for layer in model.layers:
             plan = {"up": ColwiseParallel(), "down": RowwiseParallel()}
             parallelize_module(layer, mesh["tp"], plan)
-    columns = (lambda parameter: Shard(parameter.dim() - 1)) if how == "columns" else None
     over = mesh["dp"] if how == "both" else mesh
     for part in (*model.layers, model):
-        fully_shard(part, mesh=over, shard_placement_fn=columns)
+        fully_shard(part, mesh=over)
     assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
     return model
 
@@ -126,7 +125,10 @@ def by_rules(way: str, world: int) -> None:
     with torch.device("meta"):
         model = Model()
     model = sharded(way, world, model)
+    groups = [mesh_of(shape).get_group(d) for shape in ((world,), (2, world // 2)) for d in range(len(shape))]
+    before = [group._get_sequence_number_for_group() for group in groups]
     fastinit.initialize(model, RULES, seed=SEED, device="cpu")
+    assert [group._get_sequence_number_for_group() for group in groups] == before  # no collective
     check(whole_of(model), "rules")
 
 
@@ -141,6 +143,83 @@ def by_the_library(way: str, world: int) -> None:
     assert not report.escaped
 
 
+PARTS = [
+    lambda w: nn.init.normal_(w[3]),
+    lambda w: nn.init.normal_(w[-1]),
+    lambda w: nn.init.normal_(w.select(0, 3)),
+    lambda w: nn.init.trunc_normal_(w[1:4]),
+    lambda w: nn.init.orthogonal_(w[0:4]),
+    lambda w: nn.init.eye_(w[0:4]),
+    lambda w: w[3, :].zero_(),
+    lambda w: w[:, 2].zero_(),
+    lambda w: nn.init.normal_(w[:, 1:5]),
+    lambda w: nn.init.normal_(w[..., 2]),
+    lambda w: nn.init.normal_(w.narrow(0, 1, 3)),
+    lambda w: nn.init.normal_(w.narrow(1, 3, 4)),
+    lambda w: nn.init.normal_(w.chunk(2)[1]),
+    lambda w: [nn.init.xavier_normal_(one) for one in w.chunk(3, 0)],
+    lambda w: [nn.init.uniform_(one) for one in torch.split(w, 2, 1)],
+    lambda w: w[1].mul_(1.0),  # which torch does to a copy
+]
+
+
+def parts(world: int) -> list[str]:
+    """What is done to parts of a parameter, after it was drawn as a whole and before."""
+    mesh, wrong = mesh_of((world,)), []
+    for placement in (Shard(0), Shard(1)):
+        for number, act in enumerate(PARTS):
+            for defer in (True, False):
+                models = [nn.Linear(8, 6, bias=False) for _ in range(2)]
+                for model in models:
+                    model.weight.data.fill_(7.0)
+                    if model is models[0]:
+                        fully_shard(model, mesh=mesh, shard_placement_fn=lambda _, placement=placement: placement)
+                    with fastinit.accelerate(model, seed=2, defer=defer), torch.no_grad():
+                        nn.init.normal_(model.weight)
+                        act(model.weight)
+                if not same_bits(models[0].weight.full_tensor().detach(), models[1].weight.detach()):
+                    wrong.append(f"{number} {placement} {defer}")
+    embeddings = [nn.Embedding(23, 10, padding_idx=4) for _ in range(2)]
+    fully_shard(embeddings[0], mesh=mesh)
+    for model in embeddings:
+        with fastinit.accelerate(model, seed=2) as report:
+            model.reset_parameters()
+        assert not report.foreign
+    if not same_bits(embeddings[0].weight.full_tensor().detach(), embeddings[1].weight.detach()):
+        wrong.append("embedding")
+    return wrong
+
+
+def test_parts_of_parameters_are_written_where_they_are(ranks):
+    assert ranks(parts, ranks.world) == [[]] * ranks.world
+
+
+def in_another_dtype(world: int) -> None:
+    for way in ("fsdp", "both"):
+        model, alone = sharded(way, world, Model()), Model()
+        before = dict(model.named_parameters())
+        fastinit.initialize(model, RULES, seed=SEED, dtype="bfloat16")
+        fastinit.initialize(alone, RULES, seed=SEED, dtype="bfloat16")
+        for name, parameter in model.named_parameters():
+            assert before[name] is parameter
+            assert parameter.dtype is parameter.to_local().dtype is torch.bfloat16
+            assert same_bits(parameter.full_tensor().detach(), alone.get_parameter(name).detach()), name
+        kept = {name: parameter.full_tensor() for name, parameter in model.named_parameters()}
+
+        def fails(tensor):
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            fastinit.initialize(model, {"head.weight": fails, **RULES}, seed=3, dtype="float32")
+        for name, parameter in model.named_parameters():
+            assert before[name] is parameter
+            assert same_bits(parameter.full_tensor().detach(), kept[name].detach()), name
+
+
+def test_another_dtype(ranks):
+    ranks(in_another_dtype, ranks.world)
+
+
 def by_constructor(way: str, world: int) -> None:
     def make() -> nn.Module:
         with torch.device("meta"):
@@ -152,6 +231,7 @@ def by_constructor(way: str, world: int) -> None:
     found = whole_of(fastinit.build(make, seed=SEED))
     way = ""
     alone = fastinit.build(make, seed=SEED)
+    assert found.keys() == dict(alone.named_parameters()).keys()
     assert all(same_bits(found[name], parameter.detach()) for name, parameter in alone.named_parameters())
 
 

@@ -136,6 +136,10 @@ def test_boxes_leave_the_rest_as_it_is():
         (lambda: shards.megatron(megatron_weight((4, 3), 0), 2, 2), "no part 2 of 2"),
         (lambda: shards.megatron(megatron_weight((5, 3), 0, 2), 0, 2), "partition_stride 2"),
         (lambda: shards.megatron(megatron_weight((4, 3), 0)), "megatron.core is not in use here"),
+        (lambda: shards.megatron(megatron_weight((4, 3), 0, 0), 0, 2), "partition_stride 0"),
+        (lambda: shards.boxes(torch.empty(4), (8,), [((1,), (1,))]), "a slice for each dimension, found 1"),
+        (lambda: shards.boxes(torch.empty(()), (), [((), ())]), "a slice for each dimension, found 0"),
+        (lambda: shards.boxes(torch.empty(4), (8,), [((slice(0, 2),), (slice(k, k + 2),)) for k in (0, 2)]), "overlap"),
         (lambda: shards.experts(torch.empty(2, 3), 2, 2), "rank lies in"),
         (lambda: shards.stretch(torch.empty(4, 3).t(), (12,), 0), "is contiguous"),
     ],
@@ -200,11 +204,19 @@ def test_what_rules_cannot_do_to_parts(monkeypatch):
     fastinit.flag(model.down.weight, False)
     with pytest.raises(RulesError, match=r"down\.weight \(6, 24\) is torch's to draw"):
         initialize(model, {"*": normal()}, seed=0, shard=model.cut)
+    with pytest.raises(TypeError, match=r"shard returns a tensor or what fastinit\.shard makes of it, got NoneType"):
+        initialize(model, {"*": normal()}, seed=0, shard=lambda tensor: None)
     monkeypatch.setattr("fastinit.models.initialize.has_other_ranks", lambda: True)
     with pytest.raises(
         RulesError, match=r"up\.weight \(12, 6\) is a part of a weight .* shard=fastinit\.shards\.megatron"
     ):
         initialize(Part(0, 2), {"*": normal()}, seed=0)
+
+
+def test_shards_of_several_boxes_are_refused_in_graphs():
+    target = shards.megatron(megatron_weight((12, 3), 0, 2), 0, 2)
+    with pytest.raises(Exception, match="takes shards of one box, and this one has 2"):
+        torch.compile(lambda: fastinit.normal_(target), backend="eager", fullgraph=True)()
 
 
 def test_checkpointable_tensors_say_what_they_hold():

@@ -115,7 +115,8 @@ class Pending:
     def was_written(self, storage: UntypedStorage) -> bool:
         """Whether somebody else has written it since, or given it another size, unseen."""
         owner = self.owner()
-        moved = owner is not None and owner._version > self.version and key_of(owner) == key_in(storage)
+        # Of a DTensor's memory: its own version also counts what is written to copies of its rows.
+        moved = owner is not None and memory_of(owner)._version > self.version and key_of(owner) == key_in(storage)
         return moved or not all(fill.fits(storage) for fill in self.fills)
 
 
@@ -199,19 +200,21 @@ class Deferred:
         self.add(out, ByEngine(engine, draw, first, steps), draw.seed, draw.stream_id, owner)
 
     def add_shard(self, target: Shard, write: Callable[[Shard, Stream], object], stream: Stream) -> None:
-        """A fill of the boxes that a local tensor holds of a global one."""
-        shape, boxes = target.shape, target.boxes  # not the target, which would keep its memory alive
-        if not boxes:
+        """A fill of the boxes that a local tensor holds of a global one. Of a part of a tensor it is made at once."""
+        if not target.boxes:
             return
+        boxes, shape, local = target.boxes, target.shape, target.local
+        size, stride, begin = local.shape, local.stride(), int(local.storage_offset())
+
+        def by(out: Tensor, stream: Stream) -> None:  # keeps no memory alive
+            write(Shard(out.as_strided(size, stride, begin), shape, boxes), stream)
+
         self.source = self.source.part(shape, boxes[0].offset)
-
-        def by(out: Tensor, stream: Stream) -> None:
-            write(Shard(out, shape, boxes), stream)
-
         before = self.defer
         try:
-            self.defer = before and target.is_all_of_local  # for a part of some memory can neither cover nor replace
-            self.add(target.local, by, stream.seed, stream.id, target.owner)
+            self.defer = before and target.is_all_of_local  # what else is there could neither be covered nor replaced
+            out = local if target.is_all_of_local else boxes[0].of(local)
+            self.add(out, by, stream.seed, stream.id, target.owner)
         finally:
             self.defer = before
 
@@ -243,7 +246,7 @@ class Deferred:
         if owner.is_inference():  # which has no version
             found.owner = _nothing
         else:
-            found.owner, found.version = weakref.ref(owner), owner._version
+            found.owner, found.version = weakref.ref(owner), memory_of(owner)._version
 
     def copy(self, tensor: Tensor, made: Tensor) -> bool:
         """Have `made` filled as `tensor` is to be, of the same strides; False where that cannot be put off."""

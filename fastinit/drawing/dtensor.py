@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import flags
 from .ranks import agree_on
-from .regions import Box, Run, Shard, Target, of_boxes, product, strides_of
+from .regions import Box, Run, Shard, Target, apart, of_boxes, product, strides_of
 
 MODULE = "torch.distributed.tensor"
 # What `torch.distributed.checkpoint.CheckpointableTensor` has: a plain tensor that holds boxes of a global one.
@@ -32,6 +32,9 @@ class Cut(NamedTuple):
 
     dim: int
     factor: int = 1
+
+
+Step = tuple[Cut, int, int]  # a cut, into how many places, and whose part is kept
 
 
 def is_dtensor(value: object) -> bool:
@@ -84,19 +87,26 @@ def indices(
         )
     if not all(0 <= at < size for at, size in zip(coordinate, mesh, strict=True)):
         raise ValueError(f"the mesh {(*mesh,)} has no place {(*coordinate,)}")
-    cuts = [cut_of(placement, len(shape)) for placement in placements]
-    steps = [(cut, places, at) for cut, places, at in zip(cuts, mesh, coordinate, strict=True) if cut is not None]
+    steps = steps_of(len(shape), mesh, coordinate, placements)
     return cut_into(shape, fully_sharded(steps) if as_fully_shard else steps)
 
 
-def cut_into(shape: Sequence[int], steps: Sequence[tuple[Cut, int, int]]) -> tuple[tuple[Run, ...], ...]:
+def steps_of(
+    dimensions: int, mesh: Sequence[int], coordinate: Sequence[int], placements: Sequence[Any]
+) -> tuple[Step, ...]:
+    """What these placements do to a tensor of so many dimensions, mesh dimension by mesh dimension."""
+    cuts = [cut_of(placement, dimensions) for placement in placements]
+    return tuple((cut, places, at) for cut, places, at in zip(cuts, mesh, coordinate, strict=True) if cut is not None)
+
+
+def cut_into(shape: Sequence[int], steps: Sequence[Step]) -> tuple[tuple[Run, ...], ...]:
     """What is left of a tensor's indices by these steps: each cut, into how many places, and whose part is kept."""
     return _cut_into(tuple(shape), tuple(steps))
 
 
-def fully_sharded(steps: Sequence[tuple[Cut, int, int]]) -> list[tuple[Cut, int, int]]:
+def fully_sharded(steps: Sequence[Step]) -> list[Step]:
     """The order in which FSDP2 cuts: each `_StridedShard` as a plain one behind those that its factor counts."""
-    found: list[tuple[Cut, int, int]] = []
+    found: list[Step] = []
     for cut, places, at in reversed(steps):
         later = [step for step in found if step[0].dim == cut.dim]
         counted = cut.factor > 1 and cut.factor == math.prod(step[1] for step in later)
@@ -105,7 +115,7 @@ def fully_sharded(steps: Sequence[tuple[Cut, int, int]]) -> list[tuple[Cut, int,
 
 
 @functools.lru_cache(4096)
-def _cut_into(shape: tuple[int, ...], steps: tuple[tuple[Cut, int, int], ...]) -> tuple[tuple[Run, ...], ...]:
+def _cut_into(shape: tuple[int, ...], steps: tuple[Step, ...]) -> tuple[tuple[Run, ...], ...]:
     found = [[Run(0, size)] if size else [] for size in shape]
     for cut, places, at in steps:
         own: list[Run] = []
@@ -140,7 +150,7 @@ def joined(runs: Sequence[Run]) -> list[Run]:
 
 
 def placed(target: Any, fast: bool | None = None) -> Any:
-    """A DTensor, or a tensor that says which boxes it holds, as a `Shard`; anything else as it is, and what is torch's.
+    """A DTensor, or a tensor with the attributes `BOXES`, as a `Shard`; what is neither, or is torch's, as it is.
 
     No collective, no copy. Raises `ValueError` where the local tensor has another size than its placements say, for
     `Partial`, and for placements that are not known; nothing has been written then.
@@ -174,35 +184,30 @@ def of_dtensor(tensor: Any) -> Shard:
     coordinate = mesh.get_coordinate()
     if coordinate is None:
         return of_boxes(local, tensor.shape, (), tensor)
-    given = (tensor.shape, mesh.shape, tuple(coordinate), tensor.placements, local.shape, strides_of(local))
     try:
-        boxes = boxes_at(*given)
+        steps = steps_of(tensor.dim(), mesh.shape, coordinate, tensor.placements)
+        boxes = boxes_of(tensor.shape, steps, local.shape, strides_of(local))
     except ValueError as error:
         raise ValueError(f"{described(tensor)}: {error}") from None
     return of_boxes(local, tensor.shape, boxes, tensor)
 
 
 @functools.lru_cache(4096)
-def boxes_at(
-    shape: tuple[int, ...],
-    mesh: tuple[int, ...],
-    coordinate: tuple[int, ...],
-    placements: tuple[Any, ...],
-    local: tuple[int, ...],
-    stride: tuple[int, ...],
+def boxes_of(
+    shape: tuple[int, ...], steps: tuple[Step, ...], local: tuple[int, ...], stride: tuple[int, ...]
 ) -> tuple[Box, ...]:
-    """What a local tensor of this shape and these strides holds, at that place in a mesh. Raises `ValueError`."""
-    possible = [indices(shape, mesh, coordinate, placements, as_fully_shard) for as_fully_shard in (True, False)]
+    """What a local tensor of this shape and these strides holds. Raises `ValueError` where it has another shape."""
+    possible = [cut_into(shape, order) for order in (fully_sharded(steps), steps)]
     sizes = [tuple(sum(run.length for run in own) for own in runs) for runs in possible]
     if tuple(local) not in sizes:
         raise ValueError(
-            f"expected a local tensor of shape {' or '.join(map(str, dict.fromkeys(sizes)))}, found {tuple(local)}, of "
-            "which nobody knows the indices; nothing was written. fastinit.shard(local, shape, offset) says them"
+            f"expected a local tensor of shape {' or '.join(map(str, dict.fromkeys(sizes)))}, found {tuple(local)}, "
+            "whose indices are not known; nothing was written. fastinit.shard(local, shape, offset) takes such tensors"
         )
     return tuple(product(possible[sizes.index(tuple(local))], stride))
 
 
-def check_number(target: Shard, number: int) -> None:
+def check_number(target: Shard, number: tuple[int, int]) -> None:
     """Raise `RuntimeError` where the ranks of a DTensor have drawn different numbers: see `check_ranks`."""
     tensor: Any = target.owner
     if is_dtensor(tensor) and tensor.device_mesh.get_coordinate() is not None:
@@ -247,4 +252,4 @@ def of_checkpointable(tensor: Any) -> Target:
             )
         begin = sum(index * step for index, step in zip(start, stride, strict=True))
         boxes.append(Box(begin, tuple(size), stride, tuple(at)))
-    return of_boxes(tensor.detach(), shape, boxes, tensor)
+    return of_boxes(tensor.detach(), shape, apart(boxes))

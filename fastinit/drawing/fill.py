@@ -57,10 +57,8 @@ def fill(
     draw = Draw(kind, () if each else parameters, stream.seed, stream.id)
     if isinstance(target, Shard) and not parts and target.owner is None:  # nothing to write
         return engine
+    note_write(target)
     given = local if isinstance(target, Tensor) or target.owner is None else target.owner
-    for tensor in (local,) if given is local else (local, given):  # torch keeps count of each
-        if not tensor.is_inference():
-            increment_version((tensor,))  # autograd must hear of writes that go around it, interrupted ones too
     deferred = batch.watched() if isinstance(target, Shard) and later else None
     if deferred is not None and isinstance(target, Shard) and len(target.boxes) > 1 and target.is_all_of_local:
         deferred.add_shard(target, functools.partial(fill_shard, law, compiled), stream)
@@ -74,6 +72,14 @@ def fill(
             owner = given if memory is local else None
             engine = draw_into(engine, out, compiled, draw, first, steps, each, later, owner)
     return engine
+
+
+def note_write(target: Target) -> None:
+    """Have autograd hear of a write that goes around torch: before it, in case that it is interrupted."""
+    tensors = [target] if isinstance(target, Tensor) else [target.local, target.owner]  # torch keeps count of each
+    for tensor in tensors:
+        if tensor is not None and not tensor.is_inference():
+            increment_version((tensor,))
 
 
 def fill_shard(law: Law | ByElement, compiled: bool, target: Shard, stream: Stream) -> None:

@@ -29,14 +29,14 @@ def check_ranks() -> Iterator[None]:
         checking.reset(token)
 
 
-def agree_on(what: str, number: int, groups: Sequence[Any], cure: str) -> None:
+def agree_on(what: str, number: int | tuple[int, int], groups: Sequence[Any], cure: str) -> None:
     """Raise `RuntimeError` on every rank of these groups, the dimensions of a mesh, where their numbers differ."""
     found = {torch.distributed.get_rank(): number}
     for group in groups:  # one after the other, so that all ranks know of all
         gathered: list[Any] = [None] * torch.distributed.get_world_size(group)
         torch.distributed.all_gather_object(gathered, found, group=group)
         found = dict(itertools.chain.from_iterable(each.items() for each in gathered))
-    by_number: dict[int, list[int]] = {}
+    by_number: dict[Any, list[int]] = {}
     for rank, each in sorted(found.items()):
         by_number.setdefault(each, []).append(rank)
     if len(by_number) > 1:

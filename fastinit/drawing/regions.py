@@ -42,12 +42,13 @@ class Box(NamedTuple):
         shape, stride, offset = (tuple(values[d] for d in order) for values in (self.shape, self.stride, self.offset))
         return Box(self.begin, shape, stride, offset)
 
-    def rows(self, begin: int, end: int) -> Box:
-        """What of the box lies in rows [begin, end) of the global tensor, which are a global tensor of their own."""
-        at, length = self.offset[0], self.shape[0]
-        first, last = (min(max(row - at, 0), length) for row in (begin, end))
-        offset = (min(max(at - begin, 0), end - begin), *self.offset[1:])
-        return Box(self.begin + first * self.stride[0], (last - first, *self.shape[1:]), self.stride, offset)
+    def within(self, dimension: int, begin: int, end: int) -> Box:
+        """What of the box has indices [begin, end) in this dimension, which are a global tensor of their own."""
+        at, length = self.offset[dimension], self.shape[dimension]
+        first, last = (min(max(index - at, 0), length) for index in (begin, end))
+        shape, offset = list(self.shape), list(self.offset)
+        shape[dimension], offset[dimension] = last - first, min(max(at - begin, 0), end - begin)
+        return Box(self.begin + first * self.stride[dimension], tuple(shape), self.stride, tuple(offset))
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +90,7 @@ class Shard:
     def permute(self, *order: int) -> Shard:
         """The same with the dimensions in another order, of the global tensor too."""
         shape = torch.Size(tuple(self.shape[d] for d in order))
-        return replace(self, shape=shape, boxes=tuple(box.permute(order) for box in self.boxes), owner=None)
+        return replace(self, shape=shape, boxes=tuple(box.permute(order) for box in self.boxes))
 
     def index_of(self, offset: int) -> tuple[int, ...] | None:
         """The index in the global tensor of the local element so far behind the first one; None if it is in no box."""
@@ -174,6 +175,16 @@ def of_boxes(local: Tensor, shape: Sequence[int], boxes: Sequence[Box], owner: T
     return Shard(local, whole, tuple(boxes), owner)
 
 
+def apart(boxes: Sequence[Box]) -> Sequence[Box]:
+    """The boxes. Raises `ValueError` where two of one local tensor have an element in common."""
+    for one, other in itertools.combinations((box for box in boxes if 0 not in box.shape), 2):
+        places = (unravelled(one.begin, one.stride), unravelled(other.begin, one.stride))
+        sides = zip(*places, one.shape, other.shape, strict=True)
+        if all(at < there + wide and there < at + long for at, there, long, wide in sides):
+            raise ValueError(f"boxes of one tensor lie apart; those at {one.offset} and {other.offset} overlap in it")
+    return boxes
+
+
 def strides_of(local: Tensor) -> tuple[int, ...]:
     """A tensor's strides; of one without any, which nothing draws into, those that it would have."""
     return local.stride() if local.layout is torch.strided else row_major(local.shape)
@@ -217,9 +228,20 @@ def rows(target: Target, begin: int, end: int) -> Target:
     """
     if isinstance(target, Tensor):
         return target[begin:end]
-    shape = torch.Size((end - begin, *target.shape[1:]))
-    boxes = tuple(part for box in target.boxes if 0 not in (part := box.rows(begin, end)).shape)
-    return cut_to(Shard(target.local, shape, boxes))
+    return cut_to(part_of(target, [(begin, end), *((0, size) for size in target.shape[1:])]))
+
+
+def part_of(target: Shard, ranges: Sequence[tuple[int, int]], kept: Sequence[int] | None = None) -> Shard:
+    """What a shard holds of a part of the global tensor, which is a global tensor of its own.
+
+    The part has these indices [begin, end) in each dimension, and of the dimensions those that are `kept`; None: all.
+    """
+    boxes = target.boxes
+    for dimension, (begin, end) in enumerate(ranges):
+        boxes = tuple(part for box in boxes if 0 not in (part := box.within(dimension, begin, end)).shape)
+    order = range(len(ranges)) if kept is None else kept
+    shape = torch.Size(tuple(ranges[d][1] - ranges[d][0] for d in order))
+    return Shard(target.local, shape, tuple(box.permute(order) for box in boxes))
 
 
 def cut_to(target: Shard) -> Shard:

@@ -146,7 +146,7 @@ def source(target: Target, generator: torch.Generator | None, stream: Stream | N
     else:
         check_source(generator, stream)
     if isinstance(target, Shard) and checking.get():
-        check_number(target, stream.seed ^ stream.id)
+        check_number(target, (stream.seed, stream.id))
     return stream
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..drawing import engines
 from ..drawing.fill import draw_into
-from ..drawing.regions import Target, parts_of
+from ..drawing.regions import Target, local_of, parts_of
 from ..drawing.streams import Stream
 from ..kernels.contract import Draw, Engine
 from ..kernels.cpu.pool import run
@@ -41,17 +41,19 @@ class Drawn:
 def zero_smallest(target: Target, zeros: int, stream: Stream, compiled: bool) -> None:
     """Set to zero the `zeros` elements of each column with the smallest words of `stream`; `target` is a matrix."""
     rows, columns = target.shape
+    device = local_of(target).device
+    if zeros == 0 or local_of(target).numel() == 0:
+        return
+    engine = engines.choose(device, torch.int32, compiled, Words().parameters(torch.int32))
+    words = Drawn(engine, stream, rows, columns, compiled)
+    zero = zero_by_partition if device.type == "cpu" else zero_by_order
     with torch.no_grad():
         for memory, (top, left) in parts_of(target):
-            if zeros == 0 or memory.numel() == 0:
-                continue
             bits = memory.view(SAME_SIZE[memory.element_size()])
             if zeros == rows:
                 bits.zero_()
-                continue
-            engine = engines.choose(memory.device, torch.int32, compiled, Words().parameters(torch.int32))
-            words = Drawn(engine, stream, rows, columns, compiled)
-            (zero_by_partition if memory.is_cpu else zero_by_order)(bits, top, left, zeros, words)
+            elif bits.numel():
+                zero(bits, top, left, zeros, words)
 
 
 def zero_by_partition(bits: Tensor, top: int, left: int, zeros: int, words: Drawn) -> None:

@@ -13,7 +13,7 @@ from ..drawing.deferred import Source
 from ..drawing.dtensor import is_dtensor, memory_of, placed
 from ..drawing.flags import forced_engine
 from ..drawing.originals import call, originals, ours, standing
-from ..drawing.regions import Shard, given_as, parts_of
+from ..drawing.regions import Shard, parts_of
 from ..drawing.route import decided_by_others, outside_contract
 from ..drawing.torch_private import in_graph, increment_version
 from ..kernels.contract import Job, KernelMissing, setting_up
@@ -49,8 +49,8 @@ def fill(name: str | None, target: Any, value: Any) -> bool:
         if (block := batch.seeing()) is not None:
             block.deferred.source = Source(name or "constant_", (value,), False)
             return block.off(fill, name, target, value)  # type: ignore[no-any-return]
-        held = target if in_graph() else placed(target)
-        if isinstance(held, Shard):
+        held = shard_of(target)
+        if held is not None:
             return fill_shard(name, held, value)
         if not is_put_off(name, target):
             return False
@@ -70,15 +70,29 @@ def fill(name: str | None, target: Any, value: Any) -> bool:
     return True
 
 
+def shard_of(target: Any) -> Shard | None:
+    """What a target holds of a global tensor, if it is part of one; None for a DTensor that only torch can fill."""
+    if in_graph():
+        return target if isinstance(target, Shard) else None
+    try:
+        held = placed(target)
+    except ValueError:
+        if is_dtensor(target):  # `Partial`, whose summands may well be zero
+            return None
+        raise
+    return held if isinstance(held, Shard) else None
+
+
 def fill_shard(name: str | None, target: Shard, value: Any) -> bool:
     """The same of the boxes that a local tensor holds."""
-    if (name is not None and decided_by_others(name, target)) or not target.local.is_cpu:
+    raw = target.owner is None
+    if not target.local.is_cpu or (not raw and name is not None and decided_by_others(name, target)):
         return False
     whole = target.is_all_of_local and target.local.numel() > 0
     parts = [target.local] if whole else [part.memory for part in parts_of(target)]
-    if parts:
-        increment_version((given_as(target),))
-    done = [fill(None, part, value) for part in parts]
+    done = [fill(name if raw else None, part, value) for part in parts]
+    if target.owner is not None and parts and all(done):
+        increment_version((target.owner,))
     return all(done)
 
 
@@ -111,8 +125,9 @@ def serve(name: str, target: T, value: Any, *arguments: Any) -> T:
         return target
     if isinstance(target, LISTS):
         return serve_list(name, target, value, arguments)
-    if isinstance(target, Shard):
-        for part in parts_of(target):
+    held = shard_of(target)
+    if held is not None and held.owner is None:
+        for part in parts_of(held):
             call(name, part.memory, *arguments)
         return target
     made: Any = call(name, target, *arguments)

@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..drawing.batch import settle
-from ..drawing.fill import fill
+from ..drawing.fill import fill, note_write
 from ..drawing.regions import Target, local_of, parts_of
 from ..drawing.streams import Stream, source
 from ..kernels.dtypes import FORMATS
@@ -94,6 +94,7 @@ def sparse(
 def eye(target: Target, gain: float = 1.0) -> None:
     """The identity times gain."""
     settle(target)
+    note_write(target)
     with torch.no_grad():
         for memory, (row, column) in parts_of(target):
             memory.zero_().diagonal(row - column).fill_(gain)
@@ -115,6 +116,7 @@ def in_the_middle(target: Target, matrix: Tensor) -> None:
 def row_major(target: Target, values: Tensor) -> None:
     """The values one after the other in row-major order, the last of them again and again."""
     settle(target)
+    note_write(target)
     count = values.numel()
     with torch.no_grad():
         if isinstance(target, Tensor) and target.is_contiguous():
@@ -134,6 +136,7 @@ def dirac(target: Target, groups: int) -> None:
     if local.is_meta:
         return
     settle(target)
+    note_write(target)
     out_channels = target.shape[0] // groups
     group = torch.arange(groups, device="cpu").repeat_interleave(channels := min(out_channels, target.shape[1]))
     channel = torch.arange(channels, device="cpu").repeat(groups)

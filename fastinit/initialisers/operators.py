@@ -20,6 +20,7 @@ from torch import Tensor
 from ..drawing import torch_private as private
 from ..drawing.batch import at_once, settle, watched
 from ..drawing.deferred import Source
+from ..drawing.fill import note_write
 from ..drawing.regions import Shard, Target, local_of, shard
 from ..drawing.route import COMPILED, KERNELS, TORCH, Way, outside_contract, refuse_inference_write
 from ..drawing.streams import MASK, Stream, default_generator, drawn_seed, source
@@ -67,6 +68,8 @@ def record(
             refuse(f"{name} takes one number for all elements, where a stream or a shard is given; got a tensor")
         return draw(name, TORCH, target, values, generator, stream, layout, instead)
     refuse_in_graphs(name, generator, stream)
+    if isinstance(target, Shard) and (len(target.boxes) != 1 or not target.is_all_of_local):
+        refuse(f"{name} inside torch.compile takes shards of one box, and this one has {len(target.boxes)}")
     local, given = local_of(target), layout if isinstance(layout, Axes) else Axes(layout, None, None, 1)
     drawn = None
     if stream is None and not is_passed(name, target):
@@ -104,9 +107,11 @@ def draw_whole(
         record(name, by, target, values, generator, stream)
     elif not target.is_meta and (deferred := watched()) is not None:
         settle(*values)
+        if isinstance(target, Shard) and not target.is_all_of_local:
+            settle(target)  # before autograd hears of a write
         given = source(target, generator, stream)
         write = partial(write_whole, name, values, by is COMPILED)
-        private.increment_version((local_of(target),))
+        note_write(target)
         deferred.source = Source(name, values, generator is None and stream is None)
         if isinstance(target, Shard):
             deferred.add_shard(target, write, given)
@@ -114,6 +119,8 @@ def draw_whole(
             deferred.add(target, write, given.seed, given.id)
     else:
         settle(target, *values)
+        if not target.is_meta:
+            note_write(target)
         at_once(whole[name], target, *values, generator, stream, by is COMPILED)
     return target
 

@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Generator
 
-from ..drawing.dtensor import placed
-from ..drawing.regions import Target, rows
+from ..drawing.dtensor import is_dtensor, placed
+from ..drawing.regions import Shard, Target, rows
 from ..drawing.streams import Stream
+from ..drawing.torch_private import increment_version
 from ..kernels.runs import row_major
 from . import values
 from .values import Initializer
@@ -64,9 +65,14 @@ class Gates:
         As the calls for `tensor.chunk(len(layout))` would, in order: each block is a tensor of its own, from which fans
         are counted, and draws from a number of its own, or from a stream that follows from `stream` and its place.
         """
+        held = placed(tensor, fast)
+        if is_dtensor(held):
+            raise RuntimeError("torch cannot draw gates of a DTensor, whose rows are copies: leave out fast=False")
+        if isinstance(held, Shard) and held.owner is not None:
+            increment_version((held.owner,))
         for begin, end, value in self.blocks(tuple(tensor.shape)):
             with torch.no_grad():
-                part: Any = rows(placed(tensor, True), begin, end)
+                part: Any = rows(held, begin, end)
             own, steps = stream, row_major(part.shape)
             if stream is not None and len(self.layout) > 1:
                 own = stream.part(begin * steps[0], part.shape, steps)

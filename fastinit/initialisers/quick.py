@@ -187,7 +187,7 @@ def serve_carefully(
     """Serve a call about which something needs a second look."""
     result: Any
     part = None
-    if is_dtensor(target):
+    if not in_graph() and is_dtensor(target):
         part = ordinary_part(name, target, values, generator, fast, stream, layout, shaped, elsewhere)
         if part is not None and part.fill(target, generator, stream):
             return target
@@ -210,7 +210,7 @@ def serve_carefully(
     return cast("T", result)
 
 
-class Part(NamedTuple):
+class SmallPart(NamedTuple):
     """The boxes that a rank holds of a DTensor, of a few elements, and the key of a call."""
 
     held: Shard
@@ -251,10 +251,10 @@ def ordinary_part(
     layout: Layout,
     shaped: bool,
     elsewhere: Elsewhere | None,
-) -> Part | None:
+) -> SmallPart | None:
     """What this rank holds of a DTensor, if that is small and nothing about the call needs a third look."""
     flagged = not NOTES.isdisjoint(tensor.__dict__) or (flags.in_use and flags.flag_of(tensor) is not None)
-    if in_graph() or fast is not None or flagged or blocks.get() or checking.get() or forced_engine.get() is not None:
+    if fast is not None or flagged or blocks.get() or checking.get() or forced_engine.get() is not None:
         return None
     if not {*map(type, values)} <= PLAIN or (shaped and not has_known_shape_rules(layout)):
         return None
@@ -265,7 +265,7 @@ def ordinary_part(
         return None
     address = ordinary_address(held.local, generator, None, stream, obeyed, dtypes)
     key = (name, held.dtype, values, held.shape, layout if shaped else None, held.boxes)
-    return Part(held, address, key) if address else None
+    return SmallPart(held, address, key) if address else None
 
 
 def serve_list(

@@ -19,16 +19,17 @@ from ..drawing.batch import Watched, blocks, settle, within
 from ..drawing.deferred import Deferred, Fill, Source, key_of
 from ..drawing.dtensor import placed
 from ..drawing.ranks import agree_on_seed
-from ..drawing.regions import rows
+from ..drawing.regions import Shard, part_of, parts_of
 from ..drawing.route import TORCH, changes_nothing, decided_by_others, outside_contract, way
 from ..init import dirac_, eye_, orthogonal_, sparse_
 from ..initialisers import constants
 from ..initialisers.quick import Elsewhere, serve
 from ..initialisers.table import CONSTANTS, OF_SHAPES, VALUES
+from ..kernels.runs import row_major, unravelled
 from ..samplers import bernoulli_
 from . import functions
 from .coverage import Coverage
-from .names import Names
+from .names import Names, subsequence
 from .operations import tensors
 from .origins import drew, forget_dead
 from .recognise import Call, Recogniser, bound
@@ -62,7 +63,7 @@ class Block:
         self.watched = Watched(self.deferred, self.off, is_seen, self.watch.escaped)
         self.recogniser = Recogniser(self)
         self.report = Report()
-        self.rows: Any = WeakIdKeyDictionary()  # copies of rows of DTensors, and what of these they are
+        self.parts: Any = WeakIdKeyDictionary()  # copies of parts of DTensors, and of what they are
 
     @contextmanager
     def opened(self) -> Iterator[Report]:
@@ -186,10 +187,31 @@ class Block:
         """Whether a call with this tensor is not fastinit's to serve, as far as the block tells."""
         return tensor.is_meta or (self.opt_in and flags.flag_of(tensor) is not True)
 
-    def note_rows(self, copy: Tensor, tensor: Tensor, begin: int, end: int) -> None:
-        """Remember which rows of a DTensor a copy is of; a view of them needs nobody's memory."""
-        if key_of(copy) != key_of(tensor):
-            self.rows[copy] = rows(placed(tensor, True), begin, end)
+    def note_parts(self, result: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Remember of which parts of a DTensor `result`, of a function that gives views, has copies."""
+        tensor, *rest = args
+        results = result if isinstance(result, (list, tuple)) else [result]
+        if all(key_of(one) == key_of(tensor) for one in results):
+            return
+        try:
+            made = func(torch.empty(tensor.shape, device="meta"), *rest, **kwargs)
+            held = placed(tensor, True)
+        except (RuntimeError, TypeError, ValueError):  # an index that has a device, placements that are not known
+            return
+        steps = row_major(tensor.shape)
+        for one, seen in zip(results, made if isinstance(made, (list, tuple)) else [made], strict=True):
+            kept = subsequence(seen.stride(), steps)
+            if seen._is_view() and kept is not None and key_of(one) != key_of(tensor):
+                begins, sizes = unravelled(int(seen.storage_offset()), steps), dict(zip(kept, seen.shape, strict=True))
+                self.parts[one] = part_of(held, [(at, at + sizes.get(d, 1)) for d, at in enumerate(begins)], kept)
+
+    def write_part(self, part: Shard, name: str, values: tuple[Any, ...]) -> Shard:
+        """Have torch write a constant to a part of a DTensor; of draws, which it would lose, the report tells."""
+        if name not in CONSTANTS:
+            self.watch.escaped[f"{name} of a part of a DTensor: lost"] += 1
+        for memory, _ in parts_of(part) if name in CONSTANTS else ():
+            memory.fill_(VALUES.get(name, values[0] if values else 0))
+        return part
 
     def by_torch(self, call: Call, function: Callable[[], Any]) -> Any:
         """Call torch's function, which may draw; count it if it does."""
@@ -200,6 +222,9 @@ class Block:
     def serve(self, call: Call, torchs: Callable[[], Any]) -> Any:
         """Have a call served, by torch's function where fastinit does not."""
         name, tensor, values, generator = call
+        if self.parts and (part := self.parts.get(tensor)) is not None:
+            self.serve(call._replace(tensor=part), functools.partial(self.write_part, part, name, values))
+            return torchs() if name in CONSTANTS else tensor
         self.deferred.source = Source(name, values, generator is None)
         by_torch = functools.partial(self.by_torch, call, torchs)
         if name in VALUES or name == "constant_":

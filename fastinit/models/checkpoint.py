@@ -27,7 +27,8 @@ from ..initialisers.values import Initializer
 from ..version import VERSION
 from . import files
 from .entries import Entry
-from .initialize import changed, draw, drawing, floating, is_torchs, judge, pad, place_in
+from .initialize import draw, drawing, floating, is_torchs, judge, pad
+from .memory import changed, place_in
 from .recipe import Recipe
 from .rules import Match, Matched, Rules, described, matched, shown
 from .walk import alike, walk

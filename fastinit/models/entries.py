@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from ..drawing.dtensor import placed
-from ..drawing.regions import Target
+from ..drawing.regions import Shard, Target
 from .walk import buffers, joined, parameters, walk
 
 Module = torch.nn.Module
@@ -31,7 +31,7 @@ class Home(NamedTuple):
 class Entry:
     """A parameter or a buffer; or a weight that a module, `how`, computes from other parameters, its `parts`.
 
-    `assign` sets such a weight. `cut` says what of a global tensor it holds, where it is no DTensor, which says so.
+    `assign` sets such a weight. `cut` tells what of a global tensor it holds; DTensors do that themselves.
 
     `aside`: only rules that name it are for it, as buffers and what a weight is computed from; `why` says why one must.
     """
@@ -46,8 +46,13 @@ class Entry:
     cut: Callable[[Tensor], Target] | None = None
 
     def target(self) -> Target:
-        """What is to be filled: the tensor, or what it holds of a global one. Raises what `placed` raises."""
+        """What is to be filled: the tensor, or what it holds of a global one. Raises what `placed` raises.
+
+        `TypeError` where `cut` returns neither a tensor nor a shard.
+        """
         found: Target = placed(self.tensor if self.cut is None else self.cut(self.tensor), True)
+        if not isinstance(found, (Tensor, Shard)):
+            raise TypeError(f"shard returns a tensor or what fastinit.shard makes of it, got {type(found).__name__}")
         return found
 
     @property

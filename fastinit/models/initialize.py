@@ -22,14 +22,16 @@ from ..init import zeros_
 from ..initialisers.parts import Gates, Keep
 from ..initialisers.values import Initializer, as_dtype
 from ..kernels.dtypes import FORMATS
+from ..shards import megatron_place
 from . import origins
 from .block import Block
 from .coverage import Coverage
 from .entries import Entry
+from .memory import changed, laid_out
 from .overlaps import overlaps
 from .report import Assignment, Report
 from .rules import Match, Matched, Rule, Rules, RulesError, check, described, matched, shown
-from .walk import alike, has_memory
+from .walk import has_memory
 
 Module = torch.nn.Module
 GROUP = 1 << 28  # elements that are drawn together: long enough for all threads, short enough for a bar
@@ -58,11 +60,10 @@ def initialize(
 
     `device`: where parameters get new memory, as for a model on the meta device; tied ones stay tied. `dtype`: what
     floating-point parameters become. `only`: names, such as `missing_keys` of `load_state_dict`; nothing else is
-    touched, and a tensor with several names only if all of them are given. DTensors are filled as the parts that they
-    are, without a collective; what of a tensor others hold `shard` says, such as `fastinit.shards.megatron`. `fast` as
-    everywhere: with False torch
-    draws, from generators seeded by name. `progress`: whether to show a bar; None: on a terminal, for what takes more
-    than two seconds.
+    touched, and a tensor with several names only if all of them are given. DTensors are filled without a collective,
+    each rank's part of them. `shard` is called with every other tensor, and says what of a global one that holds, such
+    as `fastinit.shards.megatron`. `fast` as everywhere: with False torch draws, from generators seeded by name.
+    `progress`: whether to show a bar; None: on a terminal, for what takes more than two seconds.
 
     Raises `RulesError` before anything is written, with all that is wrong: parameters without a rule, rules that match
     nothing, two parameters in the same memory, initialisers that do not suit a shape or dtype, parameters that are
@@ -138,7 +139,7 @@ def unfit(entry: Entry, device: torch.device | None) -> str | None:
     except ValueError as error:
         return f"cannot be initialised: {error}"
     local = local_of(target)
-    if entry.cut is None and getattr(tensor, "tensor_model_parallel", False) and has_other_ranks():
+    if entry.cut is None and is_megatrons_part(tensor):
         return f"is a part of a weight of Megatron-LM's: give shard=fastinit.shards.megatron{WAY_OUT}"
     if tensor.layout is not torch.strided:
         return f"has the layout {tensor.layout}, and initialisers fill dense tensors{WAY_OUT}"
@@ -160,6 +161,16 @@ def unfit(entry: Entry, device: torch.device | None) -> str | None:
     return None
 
 
+def is_megatrons_part(tensor: Tensor) -> bool:
+    """Whether a weight of Megatron-LM's is cut over several ranks; its mark alone says that it may be."""
+    if not getattr(tensor, "tensor_model_parallel", False):
+        return False
+    try:
+        return megatron_place(tensor)[1] > 1
+    except (AssertionError, ValueError):  # megatron.core is not in use here, or has no groups
+        return has_other_ranks()
+
+
 def is_torchs(tensor: Tensor, dtype: torch.dtype, fast: bool | None) -> bool:
     """Whether torch is to draw it, by its flag or because no engine does."""
     return (flags.flag_of(tensor) if fast is None else fast) is False or dtype not in FORMATS
@@ -173,6 +184,8 @@ def refused(one: Match, dtype: torch.dtype | None, fast: bool | None) -> str | N
     tensor, kind, shape = one.entry.tensor, changed(one.entry.tensor, dtype), one.entry.shape
     trial: Any = torch.empty(shape, dtype=kind, device="meta")
     by_torch = is_torchs(tensor, kind, fast)
+    if by_torch and isinstance(one.what, Gates) and is_dtensor(tensor):
+        return "is torch's to draw, by fast=, its flag or its dtype, and torch draws no gates of a DTensor"
     if by_torch and is_raw(one.entry.target()):
         return "is torch's to draw, by fast=, its flag or its dtype, and torch cannot draw a part of a tensor"
     if not by_torch:
@@ -187,70 +200,6 @@ def refused(one: Match, dtype: torch.dtype | None, fast: bool | None) -> str | N
 
 def said_by(value: Initializer | Gates, error: Exception) -> str:
     return f"cannot be initialised by {value!r}: {' '.join(str(error).split())}"
-
-
-def changed(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
-    return tensor.dtype if dtype is None or not tensor.is_floating_point() else dtype
-
-
-# --- memory --------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def laid_out(found: Matched, device: torch.device | None, dtype: torch.dtype | None) -> Iterator[None]:
-    """Give parameters memory on this device, of this dtype; an exception that leaves the context takes it back.
-
-    What is to be written gets new memory, the rest of the model is copied; with `only`, what that names alone.
-    """
-    anew = {id(one.entry) for one in found.assigned if not isinstance(one.what, Keep)}
-    anew |= {id(part) for one in found.assigned for part in one.entry.parts}
-    concerned = found.entries if found.only is None else [one.entry for one in found.assigned]
-    made = []
-    for entry in concerned:
-        for one in entry.parts if entry.assign is not None else [entry]:
-            if is_lazy(one.tensor):
-                continue
-            old = one.tensor.detach()
-            place = old.device if device is None else device
-            kind = changed(old, dtype) if one.is_parameter else old.dtype
-            if place != old.device or kind is not old.dtype:
-                made.append((one, empty_as(old, place, kind) if id(one) in anew else old.to(place, kind)))
-    before = [(one, one.tensor, one.tensor.data) for one, _ in made]
-    try:
-        for one, new in made:
-            exchange(one, new)
-        yield
-    except BaseException:
-        for one, tensor, data in before:
-            if one.tensor is tensor:
-                tensor.data = data
-            else:
-                place_in(one, tensor)
-        raise
-
-
-def empty_as(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """New memory for a tensor, in the same order; for a DTensor's local one."""
-    if is_dtensor(tensor):
-        return torch.empty_like(tensor, device=device, dtype=dtype)
-    return torch.empty_strided(tensor.shape, tensor.stride(), device=device, dtype=dtype)
-
-
-def exchange(entry: Entry, new: Tensor) -> None:
-    """Put a tensor in an entry's place, wherever it is registered; a parameter stays the same object if it can."""
-    old = entry.tensor
-    if entry.is_parameter and not old.is_meta:
-        old.data = new
-    else:
-        place_in(entry, alike(old, new))
-
-
-def place_in(entry: Entry, tensor: Tensor) -> None:
-    """Register a tensor in an entry's place."""
-    for _, module, key in entry.homes:
-        own: Any = module._parameters if key in module._parameters else module._buffers
-        own[key] = tensor
-    entry.tensor = tensor
 
 
 # --- drawing -------------------------------------------------------------------------------------

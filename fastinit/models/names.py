@@ -46,8 +46,11 @@ class Place(NamedTuple):
     def is_all_of(self, fill: Fill) -> bool:
         return (self.offset, self.shape.numel(), self.reach) == (fill.offset, fill.elements, fill.reach)
 
-    def stream_of(self, fill: Fill, seed: int) -> Stream:
-        """By name; of a part by where it lies in the tensor, in row-major order whatever the order in memory."""
+    def stream_of(self, fill: Fill, seed: int) -> Stream | None:
+        """By name; of a part by where it lies in the tensor, in row-major order whatever the order in memory.
+
+        None where a rank cannot tell of a part of a DTensor where that lies in the whole.
+        """
         stream = Stream.named(self.name, seed)
         whole, shape = self.whole, fill.source.shape
         if whole is None or shape is None:
@@ -56,8 +59,9 @@ class Place(NamedTuple):
             elements, every = shape.numel(), whole.numel()
         if elements == every:
             return stream
-        if whole is not None and (found := self.part_of(fill, whole)) is not None:
-            return stream.part(*found)
+        if whole is not None:
+            found = self.part_of(fill, whole)
+            return None if found is None else stream.part(*found)
         offset, steps = fill.offset - self.offset, fill.stride
         if steps == self.stride and all(steps):  # a box of the tensor
             logical = row_major(self.shape)
@@ -66,16 +70,31 @@ class Place(NamedTuple):
         return stream.part(offset, fill.shape, steps)
 
     def part_of(self, fill: Fill, whole: Shard) -> tuple[int, Sequence[int], Sequence[int]] | None:
-        """Of a part of a DTensor: its place in the tensor, its shape and steps, whatever of it is here."""
+        """Of a part of a DTensor: its place in the tensor, its shape and steps, whatever of it is here.
+
+        None where that is not a box of the tensor, of all or some of its dimensions.
+        """
         shape, first = fill.source.shape, fill.source.first
-        here = whole.index_of(fill.offset - self.offset)
-        if shape is None or here is None or len(shape) != whole.dim():
+        here, kept = whole.index_of(fill.offset - self.offset), subsequence(fill.stride, self.stride)
+        if shape is None or here is None or kept is None:
             return None
-        steps = row_major(whole.shape)
-        return sum((at - own) * step for at, own, step in zip(here, first, steps, strict=True)), shape, steps
+        at, steps = list(here), row_major(whole.shape)
+        for dimension, own in zip(kept, first, strict=True):
+            at[dimension] -= own
+        offset = sum(index * step for index, step in zip(at, steps, strict=True))
+        return offset, shape, [steps[dimension] for dimension in kept]
 
 
-def held(tensor: Tensor) -> Shard | None:
+def subsequence(some: Sequence[int], of: Sequence[int]) -> list[int] | None:
+    """Where the elements of `some` stand in `of`, in order; None where they do not."""
+    found: list[int] = []
+    for place, one in enumerate(of):
+        if len(found) < len(some) and some[len(found)] == one:
+            found.append(place)
+    return found if len(found) == len(some) else None
+
+
+def layout_of(tensor: Tensor) -> Shard | None:
     """Which part of a DTensor is here, without its memory; None for other tensors and where that is not known."""
     try:
         found = placed(tensor, True)
@@ -106,7 +125,7 @@ class Names:
             if has_memory(tensor):
                 local = memory_of(tensor)
                 storage, begin = local.untyped_storage(), int(local.storage_offset())
-                place = Place(name, begin, local.shape, local.stride(), tensor.dtype, held(tensor))
+                place = Place(name, begin, local.shape, local.stride(), tensor.dtype, layout_of(tensor))
                 self.places.setdefault(key_in(storage), (reference(storage), []))[1].append(place)
 
     def place_of(self, fill: Fill, storage: UntypedStorage) -> Place | None:
@@ -122,8 +141,9 @@ class Names:
             return fill
         if fill.number not in self.found:
             place = self.place_of(fill, storage)
-            if place is None:
+            stream = None if place is None else place.stream_of(fill, self.seed)
+            if place is None or stream is None:
                 return fill
-            self.found[fill.number] = place.name, place.stream_of(fill, self.seed)
+            self.found[fill.number] = place.name, stream
         name, stream = self.found[fill.number]
         return fill._replace(seed=stream.seed, stream_id=stream.id, name=name)

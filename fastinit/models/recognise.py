@@ -169,6 +169,8 @@ MAKERS: dict[Any, Callable[..., Tensor]] = {
     **{getattr(torch, name): getattr(random, name) for name in random.__all__},
     **{getattr(Tensor, name): getattr(random, name) for name in ("bernoulli", "multinomial")},
 }
+# What gives parts of a tensor, as views.
+VIEWED = ("select", "narrow", "chunk", "split")
 # The initialisers that some of them are.
 LAWS: dict[str, tuple[str, tuple[float, ...]]] = {
     **dict.fromkeys(("rand", "rand_like"), ("uniform_", (0.0, 1.0))),
@@ -202,35 +204,20 @@ def initialise(block: Block, func: Any, args: tuple[Any, ...], kwargs: dict[str,
         return torchs()
     if args and call.tensor.requires_grad and torch.is_grad_enabled():
         return torchs()  # an error, or a step of autograd's
-    if (part := block.rows.get(call.tensor)) is not None:
-        block.off(block.serve, call._replace(tensor=part), lambda: part)
-        return torchs()
     if call.name == "normal_" and args and (caller := initialiser_of(frame)) is not None and caller[0] in LONGER:
         block.watch.escaped[f"{caller[0]} imported by name: torch's algorithm, from fastinit's samples"] += 1
     return block.served(call, torchs)
 
 
-def row(block: Block, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Rows of a DTensor are a copy of them where they are sharded: what is written there, as for padding, is lost.
+def view(block: Block, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A part of a DTensor is a copy where that is sharded: what is written to it, as for padding, is lost.
 
-    The block remembers whose rows they are, and has them written, too.
+    The block remembers of what it is one, and initialises that, too.
     """
     result = func(*args, **kwargs)
-    if is_dtensor(args[0]) and isinstance(result, Tensor):
-        tensor: Tensor = args[0]
-        if (rows := rows_of(args[1], len(tensor))) is not None:
-            block.off(block.note_rows, result, tensor, *rows)
+    if args and is_dtensor(args[0]) and args[0].dim():
+        block.off(block.note_parts, result, func, args, kwargs)
     return result
-
-
-def rows_of(index: Any, size: int) -> tuple[int, int] | None:
-    """The rows that an index of a tensor names, first and last + 1; None for other indices."""
-    if type(index) is int and -size <= index < size:
-        return index % size, index % size + 1
-    if isinstance(index, slice) and index.step in (None, 1):
-        begin, end, _ = index.indices(size)
-        return begin, max(begin, end)
-    return None
 
 
 def make(block: Block, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -267,11 +254,12 @@ def known(owner: Any, names: Iterable[str]) -> list[Any]:
     return [getattr(owner, name) for name in names if hasattr(owner, name)]
 
 
+VIEWS = [Tensor.__getitem__, *known(Tensor, VIEWED), *known(torch, VIEWED)]
 Act = Callable[["Block", Any, tuple[Any, ...], dict[str, Any]], Any]
 ACTS: dict[Any, Act] = {
     **dict.fromkeys((*READ, *READ_ANY), read_first),
     **dict.fromkeys(MAKERS, make),
-    Tensor.__getitem__: row,
+    **dict.fromkeys(VIEWS, view),
     **dict.fromkeys(known(Tensor, GIVE_AWAY), give_away),
     **dict.fromkeys(known(Tensor, (*METHODS, "random_")), initialise),
     **dict.fromkeys(known(torch, ("fill_", "zero_")), initialise),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from types import EllipsisType
 from typing import Any
 
 import torch
@@ -15,11 +16,12 @@ from ..drawing.tell import quiet
 from ..initialisers.parts import Gates, Keep
 from ..initialisers.values import Initializer
 from .checkpoint import Item, whole
-from .initialize import changed, floating, is_torchs, judge, memory_on, pad
+from .initialize import floating, is_torchs, judge, memory_on, pad
+from .memory import changed
 from .rules import Match, Rules, RulesError, known, matched
 
 Module = torch.nn.Module
-Slices = tuple[slice | int, ...] | slice | int
+Slices = tuple[slice | int | EllipsisType, ...] | slice | int | EllipsisType
 
 
 @unseen
@@ -31,23 +33,23 @@ def regenerate(
     rules: Rules,
     seed: int,
     dtype: torch.dtype | str | None = None,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
 ) -> Tensor:
     """A part of what `initialize(model, rules, seed=seed, dtype=dtype)` makes of one tensor, as a new tensor.
 
     For comparing what a running job began with, for restarts on another mesh, for debugging. The model may be on the
     meta device or sharded, and is left as it is. `slices` is an index of the whole tensor, of whole numbers and slices
-    with positive steps; without one all of it is made. Takes the memory of the part, and of the whole tensor for
+    with positive steps; without one all of it is made. `device`: the CPU, unless it says another. Takes the memory of
+    the part (while it is drawn, of what its steps leave out, too), and of the whole tensor for
     `orthogonal` and its like, for functions, and for what torch draws (flags, complex numbers).
 
     Raises `RulesError` for a name that the model does not have, for tensors that no rule draws, and for all that is
     wrong with the rules; `IndexError`, `TypeError` for what is no such index.
     """
-    seed, kind, place = Stream(seed).seed, floating(dtype), memory_on(device)
+    seed, kind, place = Stream(seed).seed, floating(dtype), memory_on(device) or torch.device("cpu")
     one = rule_for(model, name, rules, kind)
     entry, what = one.entry, one.what
-    assert place is not None
-    index = slices if isinstance(slices, tuple) else (slices,)
+    index = written_out(slices if isinstance(slices, tuple) else (slices,), len(entry.shape))
     offset, size, rest = hull(index, entry.shape)
     item = Item(entry.name, entry.shape, changed(entry.tensor, kind), entry, one)
     if not isinstance(what, (Initializer, Gates)) or is_torchs(entry.tensor, item.dtype, None):
@@ -58,7 +60,8 @@ def regenerate(
     with quiet():
         at_once(what.fill, target, stream=Stream.named(entry.name, seed))
         at_once(pad, entry, target)
-    return part[rest]
+    wanted = part[rest]
+    return wanted if wanted.numel() == part.numel() else wanted.clone()  # without the memory between steps
 
 
 def rule_for(model: Module, name: str, rules: Rules, dtype: torch.dtype | None) -> Match:
@@ -71,6 +74,16 @@ def rule_for(model: Module, name: str, rules: Rules, dtype: torch.dtype | None) 
     if not found.assigned:
         raise RulesError(f"{name} of {type(model).__name__} is drawn by no rule, so there is nothing to make again")
     return found.assigned[0]
+
+
+def written_out(index: tuple[Any, ...], dimensions: int) -> tuple[Any, ...]:
+    """An index with slices in place of `...`. Raises `TypeError` for truth values, which torch takes for masks."""
+    if any(isinstance(one, bool) for one in index):
+        raise TypeError(f"an index has whole numbers and slices, got {index}")
+    if Ellipsis not in index:
+        return index
+    at = index.index(Ellipsis)
+    return (*index[:at], *[slice(None)] * max(dimensions - len(index) + 1, 0), *index[at + 1 :])
 
 
 def hull(index: tuple[Any, ...], shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[Any, ...]]:
