@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from common import same_bits
+from common import same_bits, slow_unless
 from ranks import GATHERS_UNEVEN, group
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
@@ -89,8 +89,13 @@ def every_place(world: int, name: str, dtype: torch.dtype) -> int:
     return seen
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("name", CALLS)
+CASES = [(name, dtype) for dtype in (torch.float32, torch.bfloat16) for name in CALLS]
+USUAL_IN_HALF = ("normal_", "trunc_normal_", "orthogonal_", "sparse_", "dirac_")
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), slow_unless(lambda case: case[1] is torch.float32 or case[0] in USUAL_IN_HALF, CASES)
+)
 def test_every_initialiser_on_every_mesh(ranks, name, dtype):
     assert all(seen >= 4 for seen in ranks(every_place, ranks.world, name, dtype))
 

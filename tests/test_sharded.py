@@ -342,6 +342,6 @@ WAYS = ("fsdp", "hybrid", "both")
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("do", [by_rules, by_the_library, by_constructor])
+@pytest.mark.parametrize("do", [by_rules, by_the_library, by_constructor], ids=lambda do: do.__name__)
 def test_a_model_that_is_sharded(ranks, do, way):
     ranks(do, way, ranks.world)

@@ -15,7 +15,7 @@ from ..laws import Law
 from . import batch, engines
 from .regions import Part, Shard, Target, first_of, parts_of
 from .streams import Stream, source
-from .torch_private import increment_version
+from .torch_private import in_graph, increment_version
 
 
 class ByElement(NamedTuple):
@@ -76,6 +76,8 @@ def fill(
 
 def note_write(target: Target) -> None:
     """Have autograd hear of a write that goes around torch: before it, in case that it is interrupted."""
+    if in_graph():  # where torch writes itself
+        return
     tensors = [target] if isinstance(target, Tensor) else [target.local, target.owner]  # torch keeps count of each
     for tensor in tensors:
         if tensor is not None and not tensor.is_inference():
