@@ -65,7 +65,7 @@ def test_links_lead_somewhere(name):
         parts = Path(name).parent.joinpath(path).as_posix().split("/")
         while ".." in parts:
             del parts[parts.index("..") - 1 : parts.index("..") + 1]
-        target = "/".join(parts)
+        target = "/".join(parts) if path else name
         if target in TEXTS:
             assert not anchor or anchor in headings(TEXTS[target]), link
         elif target != "CONTRIBUTING.md":  # which is not beside the tests of an installed package

@@ -15,7 +15,7 @@ checking: ContextVar[bool] = ContextVar("fastinit.check_ranks", default=False)
 
 @contextlib.contextmanager
 def check_ranks() -> Iterator[None]:
-    """Within the context every draw into a DTensor, and every seed of a model, is compared among the ranks.
+    """Within the context each draw of fastinit into a DTensor, and each seed of a model, is compared among the ranks.
 
     Each draw gathers one number a rank, over the dimensions of the tensor's mesh; `initialize`, `build` and
     `accelerate(model, seed=)` gather their seed from all ranks. Where the ranks differ, each of them raises
