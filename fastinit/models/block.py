@@ -207,9 +207,10 @@ class Block:
 
     def write_part(self, part: Shard, name: str, values: tuple[Any, ...]) -> Shard:
         """Have torch write a constant to a part of a DTensor; of draws, which it would lose, the report tells."""
-        if name not in CONSTANTS:
+        if not is_number(name):
             self.watch.escaped[f"{name} of a part of a DTensor: lost"] += 1
-        for memory, _ in parts_of(part) if name in CONSTANTS else ():
+            return part
+        for memory, _ in parts_of(part):
             memory.fill_(VALUES.get(name, values[0] if values else 0))
         return part
 
@@ -224,10 +225,10 @@ class Block:
         name, tensor, values, generator = call
         if self.parts and (part := self.parts.get(tensor)) is not None:
             self.serve(call._replace(tensor=part), functools.partial(self.write_part, part, name, values))
-            return torchs() if name in CONSTANTS else tensor
+            return torchs() if is_number(name) else tensor
         self.deferred.source = Source(name, values, generator is None)
         by_torch = functools.partial(self.by_torch, call, torchs)
-        if name in VALUES or name == "constant_":
+        if is_number(name):
             value = VALUES.get(name, values[0] if values else None)
             done = type(value) in (int, float) and constants.fill(None, tensor, value)
             return tensor if done else by_torch()
@@ -250,6 +251,11 @@ class Block:
         private.increment_version((tensor,))
         self.deferred.add(tensor, lambda out, _: write(out, *values), 0, 0)
         return tensor
+
+
+def is_number(name: str) -> bool:
+    """Whether an initialiser writes one number everywhere."""
+    return name in VALUES or name == "constant_"
 
 
 def is_seen() -> bool:
