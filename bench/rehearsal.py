@@ -179,8 +179,6 @@ def compare(name: str, tensor: Any, rank: int) -> int:
     from fastinit.drawing.regions import parts_of
 
     chosen, compared = random.Random(f"{rank} {name}"), 0
-    plain = Llama.__new__(Llama)
-    nn.Module.__init__(plain)
     for memory, offset in parts_of(placed(tensor)):
         for _ in range(SAMPLES if memory.dim() > 1 else 1):
             at = [chosen.randrange(size) for size in memory.shape]

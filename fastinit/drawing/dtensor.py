@@ -101,7 +101,13 @@ def steps_of(
 
 def cut_into(shape: Sequence[int], steps: Sequence[Step]) -> tuple[tuple[Run, ...], ...]:
     """What is left of a tensor's indices by these steps: each cut, into how many places, and whose part is kept."""
-    return _cut_into(tuple(shape), tuple(steps))
+    found = [[Run(0, size)] if size else [] for size in shape]
+    for cut, places, at in steps:
+        own: list[Run] = []
+        for part in range(cut.factor):
+            own += chunk(chunk(found[cut.dim], cut.factor, part), places, at)
+        found[cut.dim] = joined(own)
+    return tuple(map(tuple, found))
 
 
 def fully_sharded(steps: Sequence[Step]) -> list[Step]:
@@ -112,17 +118,6 @@ def fully_sharded(steps: Sequence[Step]) -> list[Step]:
         counted = cut.factor > 1 and cut.factor == math.prod(step[1] for step in later)
         found.insert(len(found) if counted else 0, (cut._replace(factor=1) if counted else cut, places, at))
     return found
-
-
-@functools.lru_cache(4096)
-def _cut_into(shape: tuple[int, ...], steps: tuple[Step, ...]) -> tuple[tuple[Run, ...], ...]:
-    found = [[Run(0, size)] if size else [] for size in shape]
-    for cut, places, at in steps:
-        own: list[Run] = []
-        for part in range(cut.factor):
-            own += chunk(chunk(found[cut.dim], cut.factor, part), places, at)
-        found[cut.dim] = joined(own)
-    return tuple(map(tuple, found))
 
 
 def chunk(runs: Sequence[Run], parts: int, at: int) -> list[Run]:

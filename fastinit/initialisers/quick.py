@@ -60,10 +60,10 @@ with torch.inference_mode(False):
 # By call: how contiguous tensors of the CPU below 16 MiB are filled.
 plans: dict[tuple[Any, ...], Plan] = {}
 # The same and the number of a GPU, to what fills a tensor of any size there.
-# The same, the whole shape and what is held of it, to what fills each box and where that begins: of DTensors.
-part_writes: dict[tuple[Any, ...], list[tuple[Callable[[int, int, int], None], int]]] = {}
-SMALL = 1 << 14  # elements that one thread draws
 gpu_plans: dict[tuple[tuple[Any, ...], int], GpuPlan] = {}
+# By call, the whole shape and what is held of it, of small DTensors: what fills each box, and where that begins.
+part_writes: dict[tuple[Any, ...], list[tuple[Callable[[int, int, int], None], int]]] = {}
+SMALL = 1 << 14  # elements that one thread draws: `THREADS_FROM` of kernels/cpu/jobs.py
 MOST_PLANS = 1024  # as many as the laws' own caches hold
 
 
@@ -186,11 +186,6 @@ def serve_carefully(
 ) -> T:
     """Serve a call about which something needs a second look."""
     result: Any
-    part = None
-    if not in_graph() and is_dtensor(target):
-        part = ordinary_part(name, target, values, generator, fast, stream, layout, shaped, elsewhere)
-        if part is not None and part.fill(target, generator, stream):
-            return target
     if (block := batch.seeing()) is not None:
         block.deferred.source = Source(name, values, generator is None and stream is None, layout)
         result = block.off(serve, name, target, values, generator, fast, stream, layout, shaped, elsewhere)
@@ -200,6 +195,14 @@ def serve_carefully(
         obeyed, instead = elsewhere or (name, None)
         dtypes = FORMATS if elsewhere is None else DTYPES.get(name, FORMATS)
         tensor: Any = target if in_graph() else placed(target, fast)
+        part = None
+        if fast is None and is_dtensor(tensor.owner if isinstance(tensor, Shard) else None):
+            key = (name, tensor.dtype, values, tensor.shape, layout if shaped else None, tensor.boxes)
+            known = {*map(type, values)} <= PLAIN and (not shaped or has_known_shape_rules(layout))
+            address = part_address(tensor, generator, stream, obeyed, dtypes) if known else 0
+            part = SmallPart(tensor, address, key) if address else None
+        if part is not None and part.fill(generator, stream):
+            return target
         by = way(tensor, generator, fast, stream, obeyed, layout, dtypes)
         act = record if in_graph() else draw
         result, law, engine = act(name, by, tensor, values, generator, stream, layout, instead)
@@ -217,13 +220,13 @@ class SmallPart(NamedTuple):
     address: int
     key: tuple[Any, ...]
 
-    def fill(self, tensor: Any, generator: torch.Generator | None, stream: Stream | None) -> bool:
+    def fill(self, generator: torch.Generator | None, stream: Stream | None) -> bool:
         """Fill them, if a call with this key was made before: torch fills a few elements in 20 us."""
         writes = part_writes.get(self.key)
         if writes is None:
             return False
         seed, stream_id = (drawn_seed(generator), 0) if stream is None else (stream.seed, stream.id)
-        increment_version((self.held.local, tensor))
+        increment_version((self.held.local, cast("Tensor", self.held.owner)))
         for write, begin in writes:
             write(self.address + begin, seed, stream_id)
         return True
@@ -241,31 +244,21 @@ class SmallPart(NamedTuple):
         part_writes[self.key] = found
 
 
-def ordinary_part(
-    name: str,
-    tensor: Any,
-    values: tuple[Any, ...],
+def part_address(
+    held: Shard,
     generator: torch.Generator | None,
-    fast: bool | None,
-    stream: Any,
-    layout: Layout,
-    shaped: bool,
-    elsewhere: Elsewhere | None,
-) -> SmallPart | None:
-    """What this rank holds of a DTensor, if that is small and nothing about the call needs a third look."""
-    flagged = not NOTES.isdisjoint(tensor.__dict__) or (flags.in_use and flags.flag_of(tensor) is not None)
-    if fast is not None or flagged or blocks.get() or checking.get() or forced_engine.get() is not None:
-        return None
-    if not {*map(type, values)} <= PLAIN or (shaped and not has_known_shape_rules(layout)):
-        return None
-    held = placed(tensor)
-    obeyed = name if elsewhere is None else elsewhere.obeys
-    dtypes = FORMATS if elsewhere is None else DTYPES.get(name, FORMATS)
+    stream: Stream | None,
+    obeyed: str | None,
+    dtypes: Collection[torch.dtype],
+) -> int:
+    """Where what is held of a DTensor begins; 0 if that is not small, or the call needs a third look."""
+    given: Any = held.owner
+    flagged = not NOTES.isdisjoint(given.__dict__) or (flags.in_use and flags.flag_of(given) is not None)
+    if flagged or blocks.get() or checking.get() or forced_engine.get() is not None:
+        return 0
     if not held.local.is_cpu or held.local.numel() >= SMALL or not held.is_all_of_local:
-        return None
-    address = ordinary_address(held.local, generator, None, stream, obeyed, dtypes)
-    key = (name, held.dtype, values, held.shape, layout if shaped else None, held.boxes)
-    return SmallPart(held, address, key) if address else None
+        return 0
+    return ordinary_address(held.local, generator, None, stream, obeyed, dtypes)
 
 
 def serve_list(

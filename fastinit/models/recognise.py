@@ -169,8 +169,6 @@ MAKERS: dict[Any, Callable[..., Tensor]] = {
     **{getattr(torch, name): getattr(random, name) for name in random.__all__},
     **{getattr(Tensor, name): getattr(random, name) for name in ("bernoulli", "multinomial")},
 }
-# What gives parts of a tensor, as views.
-VIEWED = ("select", "narrow", "chunk", "split")
 # The initialisers that some of them are.
 LAWS: dict[str, tuple[str, tuple[float, ...]]] = {
     **dict.fromkeys(("rand", "rand_like"), ("uniform_", (0.0, 1.0))),
@@ -254,6 +252,7 @@ def known(owner: Any, names: Iterable[str]) -> list[Any]:
     return [getattr(owner, name) for name in names if hasattr(owner, name)]
 
 
+VIEWED = ("select", "narrow", "chunk", "split")  # which give parts of a tensor, as views
 VIEWS = [Tensor.__getitem__, *known(Tensor, VIEWED), *known(torch, VIEWED)]
 Act = Callable[["Block", Any, tuple[Any, ...], dict[str, Any]], Any]
 ACTS: dict[Any, Act] = {

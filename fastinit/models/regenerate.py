@@ -9,14 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..drawing.batch import at_once, unseen
-from ..drawing.regions import shard
+from ..drawing.batch import unseen
 from ..drawing.streams import Stream
-from ..drawing.tell import quiet
 from ..initialisers.parts import Gates, Keep
 from ..initialisers.values import Initializer
-from .checkpoint import Item, whole
-from .initialize import floating, is_torchs, judge, memory_on, pad
+from .checkpoint import Item, fill_box, whole
+from .initialize import floating, is_torchs, judge, memory_on
 from .memory import changed
 from .rules import Match, Rules, RulesError, known, matched
 
@@ -56,10 +54,7 @@ def regenerate(
         with whole(model, item, seed) as tensor:
             return tensor[index].to(place, copy=True)
     part = torch.empty(size, dtype=item.dtype, device=place)
-    target = shard(part, entry.shape, offset)
-    with quiet():
-        at_once(what.fill, target, stream=Stream.named(entry.name, seed))
-        at_once(pad, entry, target)
+    fill_box(item, what, Stream.named(entry.name, seed), offset, size, part)
     wanted = part[rest]
     return wanted if wanted.numel() == part.numel() else wanted.clone()  # without the memory between steps
 
